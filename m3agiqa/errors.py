@@ -1,0 +1,19 @@
+"""The one error that users are meant to see: it names the value, the rule and the cure."""
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used. The CLI prints it on one line and exits with 2.
+
+    Args:
+        value: what was given, with its name (`--input /tmp/x`).
+        rule: what it breaks (`does not exist`).
+        cure: what to do about it (`give a folder, a manifest or a tar`).
+    """
+
+    def __init__(self, value: str, rule: str, cure: str) -> None:
+        self.value, self.rule, self.cure = value, rule, cure
+        super().__init__(" ".join(f"{value}: {rule}; {cure}".split()))
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
+        """Errors cross process borders by pickle, which would otherwise pass one argument."""
+        return type(self), (self.value, self.rule, self.cure)
