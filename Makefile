@@ -1,0 +1,72 @@
+# `make demo` and `make test` set up all they need in .venv, first.
+ENGINE ?= vllm
+PYTHON ?= python3
+OUT ?= demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread per process: the engine, the readers and the driver share few cores, and torch's default of
+# a thread per core in each of them makes them fight.
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO := 0
+
+# PyTorch keeps its CPU builds on an index of its own. It is named only where it answers within three
+# seconds: one that cannot be reached would stall every look-up.
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+ANSWERS := import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=3); print("--extra-index-url", sys.argv[1])
+PIP = $(BIN)/python -m pip install -q $$($(PYTHON) -c '$(ANSWERS)' $(TORCH_CPU_INDEX) 2>/dev/null)
+
+.PHONY: demo test check tiny-model bench lock clean help
+
+help:
+	@echo "make demo         score real pictures with the embedded model (ENGINE=vllm or transformers)"
+	@echo "make test         set up and run all tests"
+	@echo "make check        ruff, mypy and the layering test"
+	@echo "make tiny-model   train the embedded demonstration model again"
+
+demo: $(VENV)/.$(ENGINE)
+	@rm -rf $(OUT)/scores
+	@$(BIN)/python -m m3agiqa.tiny.demo --out $(OUT)/pictures
+	@$(BIN)/m3agiqa score --input $(OUT)/pictures/manifest.csv --output $(OUT)/scores --config configs/tiny.yaml --set engine.kind=$(ENGINE)
+	@$(BIN)/m3agiqa show $(OUT)/scores
+
+test: $(VENV)/.vllm
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.vllm
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layering.py
+
+tiny-model: $(VENV)/.vllm
+	$(BIN)/python -m m3agiqa.tiny --out m3agiqa/tiny/model
+
+$(VENV)/.created:
+	@echo "creating $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "$(PYTHON) is $$($(PYTHON) --version), but m3agiqa needs Python 3.11 to 3.13; set PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Everything, to the letter of the lock: no resolving, the same on every machine.
+$(VENV)/.vllm: $(VENV)/.created constraints.txt pyproject.toml
+	@echo "installing m3agiqa with vLLM (CPU) and the test tools: a few minutes, once"
+	@$(PIP) --no-deps -r constraints.txt
+	@$(PIP) --no-deps -e .
+	@touch $@ $(VENV)/.transformers
+
+# Without vLLM: for machines that it is not built for.
+$(VENV)/.transformers: $(VENV)/.created constraints.txt pyproject.toml
+	@echo "installing m3agiqa without vLLM: a few minutes, once"
+	@$(PIP) -c constraints.txt -e .
+	@touch $@
+
+lock: $(VENV)/.vllm
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip list --format=freeze --exclude-editable \
+		--exclude pip --exclude setuptools; } > constraints.new && mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

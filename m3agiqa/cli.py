@@ -1,0 +1,111 @@
+"""The command line: `m3agiqa score | show | config`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from m3agiqa import __version__
+from m3agiqa.config import describe_config, dump_config, load_config
+from m3agiqa.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0, or 2 for something the user can mend, or 1 for an error of ours."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return int(args.run(args) or 0)
+    except UserError as error:
+        print(f"m3agiqa: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("m3agiqa: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if args.verbose:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        print(f"m3agiqa: {type(error).__name__}: {reason} (-v shows where)", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="m3agiqa", description="Scores AI-generated images the way people would, at the scale they are made."
+    )
+    parser.add_argument("--version", action="version", version=f"m3agiqa {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    score = commands.add_parser("score", help="score a corpus of images into parquet")
+    score.add_argument("--input", required=True, help="folder, image, CSV/JSONL/parquet manifest or tars; local or a URI")
+    score.add_argument("--output", required=True, help="folder for the scores; an earlier run in it is gone on with")
+    _add_config(score)
+    score.set_defaults(run=_score)
+
+    show = commands.add_parser("show", help="print the scores of an output folder as a table")
+    show.add_argument("output", help="what --output named")
+    show.add_argument("--rows", type=int, default=50, help="most rows to print (default 50)")
+    show.set_defaults(run=_show)
+
+    config = commands.add_parser("config", help="print the configuration")
+    config.add_argument("--show", action="store_true", help="print the effective configuration (the default)")
+    config.add_argument("--docs", action="store_true", help="print every key with its default and its meaning")
+    _add_config(config)
+    config.set_defaults(run=_config)
+
+    for command in (score, show, config):
+        command.add_argument("-v", "--verbose", action="store_true", help="what Ray and the engine say; tracebacks")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/ and `m3agiqa config --docs`")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="overrides, e.g. engine.kind=transformers"
+    )
+
+
+def _score(args: argparse.Namespace) -> int:
+    config = load_config(args.config, args.set)
+    from m3agiqa.pipeline import run_scoring
+    from m3agiqa.progress import duration
+    from m3agiqa.runs import status_line
+
+    manifest = run_scoring(config, args.input, args.output, verbose=args.verbose)
+    print(f"{status_line(manifest.counts)} in {duration(manifest.seconds or 0)}")
+    if not manifest.counts:
+        print(f"nothing to score in {args.input}")
+        return 0
+    print(f"scores: {args.output.rstrip('/')}/scores/*.parquet (m3agiqa show {args.output})")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from m3agiqa.runs import Output, status_line
+    from m3agiqa.table import COLUMNS, print_scores
+
+    output = Output(args.output)
+    rows = output.rows(COLUMNS).sort_by("id")
+    wide = None if sys.stdout.isatty() else 160
+    print_scores(rows, Console(width=wide), args.rows)
+    print(status_line(output.count_by_status()))
+    return 0
+
+
+def _config(args: argparse.Namespace) -> int:
+    if args.docs:
+        print(describe_config())
+    else:
+        print(dump_config(load_config(args.config, args.set)), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

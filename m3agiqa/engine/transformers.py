@@ -1,0 +1,203 @@
+"""The transformers engine: no vLLM needed, and the oracle that the vLLM engine is tested against.
+
+Conversations are batched with left padding; both rounds are run from scratch, which is slow and plain.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+
+from m3agiqa import conversation
+from m3agiqa.aspects import Aspect
+from m3agiqa.config import RunConfig
+from m3agiqa.engine.base import Item, ItemRejected, Outcome
+from m3agiqa.engine.context import check_context
+from m3agiqa.engine.rating import prefixes, rating_probs
+from m3agiqa.models import context_length, load_processor, model_folder, prompt_builder
+from m3agiqa.records import Assessment
+
+
+@dataclass
+class _Talk:
+    """One conversation on its way: an item, an aspect, and the token ids so far."""
+
+    item: int
+    aspect: Aspect
+    questions: conversation.Questions
+    ids: list[int]
+    image: dict[str, Any]
+    description: list[int] = field(default_factory=list)
+    cut: bool = False
+    rating: list[int] = field(default_factory=list)
+    logprobs: dict[tuple[int, ...], dict[int, float]] = field(default_factory=dict)
+
+
+class TransformersEngine:
+    """Runs any image-text-to-text checkpoint of transformers with a chat template."""
+
+    concurrent = False
+
+    def __init__(self, config: RunConfig) -> None:
+        from transformers import AutoModelForImageTextToText
+
+        folder = model_folder(config.model)
+        self._scoring = config.scoring
+        self._batch_size = config.engine.batch_size
+        self._context = context_length(folder, config.model)
+        self._processor = load_processor(folder, config.model)
+        self._builder = prompt_builder(folder, config.model, self._processor)
+        device = config.engine.device
+        self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        dtype = config.model.dtype if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code
+        )
+        self._model = model.to(self._device).eval()
+        self._counts = {"images": 0.0, "conversations": 0.0, "prompt_tokens": 0.0, "generated_tokens": 0.0}
+
+    async def assess(self, items: Sequence[Item]) -> list[Outcome]:
+        """One outcome per item, in order."""
+        return await asyncio.to_thread(self._assess, items)
+
+    def stats(self) -> dict[str, float]:
+        """Images, conversations, prompt and generated tokens so far."""
+        return dict(self._counts)
+
+    def close(self) -> None:
+        """Lets go of the model."""
+        del self._model
+
+    @torch.inference_mode()
+    def _assess(self, items: Sequence[Item]) -> list[Outcome]:
+        outcomes: list[dict[Aspect, Assessment] | ItemRejected] = [{} for _ in items]
+        talks: list[_Talk] = []
+        for i, item in enumerate(items):
+            try:
+                talks += self._open(i, item)
+            except ItemRejected as rejection:
+                outcomes[i] = rejection
+        for start in range(0, len(talks), self._batch_size):
+            batch = talks[start : start + self._batch_size]
+            self._describe(batch)
+            self._rate(batch)
+        for talk in talks:
+            found = outcomes[talk.item]
+            assert isinstance(found, dict)
+            found[talk.aspect] = self._assessment(talk)
+        self._counts["images"] += len(items)
+        self._counts["conversations"] += len(talks)
+        return list(outcomes)
+
+    def _open(self, index: int, item: Item) -> list[_Talk]:
+        """The conversations of one item, with the image's tokens put in for its placeholder."""
+        expansion, image = self._encode_image(item)
+        talks = []
+        for aspect in item.aspects:
+            questions = conversation.questions(aspect, item.prompt, self._scoring.conversation)
+            ids = self._builder.first_round(questions)
+            at = ids.index(self._builder.image_token_id)
+            ids[at : at + 1] = expansion
+            check_context(len(ids), len(self._builder.second_round(questions)), self._scoring, self._context)
+            talks.append(_Talk(index, aspect, questions, ids, image))
+        return talks
+
+    def _encode_image(self, item: Item) -> tuple[list[int], dict[str, Any]]:
+        encoded = self._processor(
+            text=[self._builder.image_token],
+            images=[[Image.fromarray(item.pixels)]],
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        tensors = {key: value for key, value in encoded.items() if key not in ("input_ids", "attention_mask")}
+        return encoded["input_ids"][0].tolist(), tensors
+
+    def _describe(self, talks: list[_Talk]) -> None:
+        prompts = [talk.ids for talk in talks]
+        generated, _ = self._generate(talks, prompts, self._scoring.max_description_tokens)
+        for talk, ids in zip(talks, generated, strict=True):
+            talk.cut = not (ids and ids[-1] in self._builder.stop_ids)
+            talk.description = ids if talk.cut else ids[:-1]
+
+    def _rate(self, talks: list[_Talk]) -> None:
+        for talk in talks:
+            talk.ids = talk.ids + talk.description + self._builder.second_round(talk.questions)
+        needed = prefixes(self._builder.rating_ids)
+        for prefix, tokens in needed.items():
+            prompts = [talk.ids + list(prefix) for talk in talks]
+            length = 1 if prefix else self._scoring.max_rating_tokens
+            generated, logits = self._generate(talks, prompts, length)
+            logprobs = logits.float().log_softmax(-1)[:, list(tokens)].tolist()
+            for talk, ids, row in zip(talks, generated, logprobs, strict=True):
+                talk.logprobs[prefix] = dict(zip(tokens, row, strict=True))
+                if not prefix:
+                    talk.rating = ids
+
+    def _generate(
+        self, talks: list[_Talk], prompts: list[list[int]], max_new_tokens: int
+    ) -> tuple[list[list[int]], torch.Tensor]:
+        """Greedy continuations (their end token included) and the logits [batch, vocabulary] of the first token."""
+        width = max(map(len, prompts))
+        pad = self._builder.stop_ids[0]
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self._device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
+        out = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            **self._image_inputs(talks, ids),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(self._builder.stop_ids),
+            pad_token_id=pad,
+            suppress_tokens=sorted(self._builder.control_ids - set(self._builder.stop_ids)),
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        self._counts["prompt_tokens"] += sum(map(len, prompts))
+        answers = [self._until_stop(row) for row in out.sequences[:, width:].tolist()]
+        self._counts["generated_tokens"] += sum(map(len, answers))
+        return answers, out.logits[0]
+
+    def _image_inputs(self, talks: list[_Talk], ids: torch.Tensor) -> dict[str, Any]:
+        inputs: dict[str, Any] = {}
+        for key in talks[0].image:
+            if key == "mm_token_type_ids":
+                inputs[key] = (ids == self._builder.image_token_id).long()
+                continue
+            values = [talk.image[key] for talk in talks]
+            inputs[key] = _stack(values).to(self._device)
+            if inputs[key].is_floating_point():
+                inputs[key] = inputs[key].to(self._model.dtype)
+        return inputs
+
+    def _until_stop(self, ids: list[int]) -> list[int]:
+        for i, token in enumerate(ids):
+            if token in self._builder.stop_ids:
+                return ids[: i + 1]
+        return ids
+
+    def _assessment(self, talk: _Talk) -> Assessment:
+        answer = self._builder.decode(talk.rating)
+        return Assessment(
+            description=self._builder.decode(talk.description),
+            rating=conversation.parse_rating(answer),
+            rating_answer=answer,
+            rating_probs=rating_probs(self._builder.rating_ids, talk.logprobs),
+            prompt_tokens=len(talk.ids),
+            generated_tokens=len(talk.description) + len(talk.rating),
+            finish_reason="length" if talk.cut else "stop",
+        )
+
+
+def _stack(values: list[torch.Tensor]) -> torch.Tensor:
+    """Joins per-image tensors along the batch, padding the number of image tiles with zeros."""
+    if values[0].dim() >= 4 and len({v.shape[1:] for v in values}) > 1:
+        shape = [max(v.shape[d] for v in values) for d in range(1, values[0].dim())]
+        padded = [v.new_zeros(v.shape[0], *shape) for v in values]
+        for target, value in zip(padded, values, strict=True):
+            target[tuple(slice(0, n) for n in value.shape)] = value
+        values = padded
+    return torch.cat(values)

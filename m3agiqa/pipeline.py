@@ -1,0 +1,208 @@
+"""A run on a Ray cluster: corpus -> decoding tasks -> engine actors -> parquet.
+
+The only module that speaks Ray. Finished rows are committed a file at a time by Ray Data's checkpointing,
+so the same command on the same output goes on where an earlier one stopped.
+"""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import DataContext, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+from ray.data.checkpoint import CheckpointConfig
+
+from m3agiqa.config import RunConfig
+from m3agiqa.corpus import Corpus, Shard, open_corpus
+from m3agiqa.errors import UserError
+from m3agiqa.progress import Board, Live
+from m3agiqa.records import RESERVED_COLUMNS
+from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts
+from m3agiqa.scoring import Scorer, decode_rows
+
+# Loading a large model, or waiting for a GPU, counts as no progress; Ray's own limit is 30 minutes.
+_NO_PROGRESS_S = 6 * 3600.0
+
+
+def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: bool = False) -> Manifest:
+    """Scores a corpus into `output_uri` and returns the manifest of the run.
+
+    Rows that an earlier run of the same fingerprint has written there are kept and not scored again.
+
+    Raises:
+        UserError: for an input, an output or a configuration that cannot be used; before any work is done.
+    """
+    parts = fingerprint_parts(config)
+    manifest = Manifest(fingerprint(parts), parts, config.model_dump(mode="json"), input_uri)
+    corpus = open_corpus(input_uri, **config.corpus.model_dump(), reserved=RESERVED_COLUMNS)
+    output = Output(output_uri)
+    manifest.started = _now()
+    output.prepare(manifest)
+    done_before = sum(output.count_by_status().values())
+    started = time.monotonic()
+    _connect(config, verbose)
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    total = None if corpus.rows is None else max(corpus.rows - done_before, 0)
+    with Live(lambda: ray.get(board.snapshot.remote()), total) as live:
+        _execute(config, corpus, output, manifest.fingerprint, board)
+    manifest.engine = live.last["totals"]
+    manifest.counts = output.count_by_status()
+    manifest.finished = _now()
+    manifest.seconds = round(time.monotonic() - started, 3)
+    output.write_manifest(manifest)
+    return manifest
+
+
+class CorpusSource(Datasource):
+    """The corpus as a Ray Data source: one read task for each shard."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        super().__init__()
+        self._corpus = corpus
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Not known without reading."""
+        return None
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, **_: Any) -> list[ReadTask]:
+        """One task a shard, however many are asked for: a shard is what can be read on its own."""
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        schema = self._corpus.schema
+        return [
+            ReadTask(_reader(shard), unknown, schema=schema, per_task_row_limit=per_task_row_limit)
+            for shard in self._corpus.shards
+        ]
+
+
+def _reader(shard: Shard) -> Any:
+    return lambda: shard.read()
+
+
+class _ScorerActor:
+    """A scorer in a Ray actor. Several batches may be in its engine at once."""
+
+    def __init__(self, config: RunConfig, fingerprint: str, board: Any, verbose: bool) -> None:
+        _quiet_libraries(verbose)
+        self._board = board
+        self._name = ray.get_runtime_context().get_actor_id()
+        self._refusal: UserError | None = None
+        try:
+            self._scorer = Scorer(config, fingerprint)
+        except UserError as error:
+            # Raised from the constructor it would only tell Ray that an actor has died.
+            self._refusal = error
+
+    async def __call__(self, rows: pa.Table) -> AsyncIterator[pa.Table]:
+        if self._refusal is not None:
+            raise self._refusal
+        self._board.report.remote(self._name, {}, self._scorer.engine.stats())
+        try:
+            scored = await self._scorer.score(rows)
+        except Exception:
+            # The engine is gone. Ray starts a process that has ended anew and gives it the batch again;
+            # an exception would end the run, or count good rows as errors.
+            logging.getLogger(__name__).exception("the engine is lost; this actor ends and is started anew")
+            os._exit(1)
+        self._board.report.remote(self._name, Counter(scored["status"].to_pylist()), self._scorer.engine.stats())
+        yield scored
+
+
+def _execute(config: RunConfig, corpus: Corpus, output: Output, run_fingerprint: str, board: Any) -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    context.checkpoint_config = CheckpointConfig(
+        id_column="id",
+        checkpoint_path=output.checkpoint,
+        override_filesystem=output.filesystem,
+        delete_checkpoint_on_success=False,
+    )
+    limits, slice_rows = config.images, config.ray.batch_size
+
+    def decode(rows: pa.Table) -> Iterator[pa.Table]:
+        return decode_rows(rows, limits, slice_rows)
+
+    scored = (
+        ray.data.read_datasource(CorpusSource(corpus))
+        .map_batches(decode, batch_format="pyarrow", batch_size=4 * slice_rows, num_cpus=config.ray.decode_cpus)
+        .map_batches(
+            _ScorerActor,
+            fn_constructor_args=(config, run_fingerprint, board, logging.getLogger("m3agiqa").isEnabledFor(logging.DEBUG)),
+            batch_format="pyarrow",
+            batch_size=slice_rows,
+            compute=_pool(config),
+            num_cpus=config.ray.num_cpus,
+            num_gpus=_gpus(config),
+        )
+    )
+    try:
+        scored.write_parquet(output.scores, filesystem=output.filesystem, min_rows_per_file=config.ray.rows_per_file)
+    except ray.exceptions.RayTaskError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise
+
+
+def _pool(config: RunConfig) -> ray.data.ActorPoolStrategy:
+    low, high = config.ray.actors if isinstance(config.ray.actors, tuple) else (config.ray.actors, config.ray.actors)
+    at_once = 1 if config.engine.kind == "transformers" else config.ray.batches_in_flight
+    return ray.data.ActorPoolStrategy(
+        min_size=low,
+        max_size=high,
+        max_tasks_in_flight_per_actor=at_once + 1,
+        max_concurrent_calls_per_actor=at_once,
+    )
+
+
+def _gpus(config: RunConfig) -> float | None:
+    if config.ray.num_gpus is not None:
+        return config.ray.num_gpus
+    if config.engine.kind == "simulated" or not ray.cluster_resources().get("GPU"):
+        return None
+    return float(config.engine.tensor_parallel_size)
+
+
+def _connect(config: RunConfig, verbose: bool) -> None:
+    """Joins the cluster, or starts a local one that has room for the engine and for reading beside it."""
+    _quiet_libraries(verbose)
+    if ray.is_initialized():
+        return
+    level = logging.INFO if verbose else logging.ERROR
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        most = config.ray.actors[1] if isinstance(config.ray.actors, tuple) else config.ray.actors
+        room = int(most * config.ray.num_cpus) + 3
+        options |= {"num_cpus": max(os.cpu_count() or 1, room), "include_dashboard": False}
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(
+            f"ray.address={address}", f"no cluster answers ({error})", "check `ray status`, or leave it out"
+        ) from None
+
+
+def _quiet_libraries(verbose: bool) -> None:
+    """Keeps the chatter of Ray, vLLM and transformers out of the way unless it is asked for."""
+    if verbose:
+        logging.getLogger("m3agiqa").setLevel(logging.DEBUG)
+        os.environ["VLLM_LOGGING_LEVEL"] = "INFO"
+        return
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,163 @@
+"""Signs of life: one live line on a terminal, plain log lines elsewhere."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from threading import Event, Thread
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from m3agiqa.records import Status
+
+_POLL_S = 0.5
+_LOG_EVERY_S = 10.0
+# The rate is taken over this long, so that it follows what happens now and not the engine's start.
+_WINDOW_S = 60.0
+
+
+class Board:
+    """Counts that the workers report; lives in a Ray actor of its own."""
+
+    def __init__(self) -> None:
+        self._statuses: Counter[str] = Counter()
+        self._engines: dict[str, dict[str, float]] = {}
+
+    def report(self, actor: str, statuses: Mapping[str, int], engine: Mapping[str, float]) -> None:
+        """Adds rows by status, and takes an engine's counters as they stand."""
+        self._statuses.update(statuses)
+        self._engines[actor] = dict(engine)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Rows by status, engines at work, and the engines' counters added up."""
+        totals: Counter[str] = Counter()
+        for counters in self._engines.values():
+            totals.update(counters)
+        return {"statuses": dict(self._statuses), "engines": len(self._engines), "totals": dict(totals)}
+
+
+class Rate:
+    """Images per second over the last minute, and what is left of the run."""
+
+    def __init__(self, total: int | None, window_s: float = _WINDOW_S) -> None:
+        self._total = total
+        self._window_s = window_s
+        self._seen: list[tuple[float, int]] = []
+
+    def update(self, now: float, done: int) -> None:
+        """Notes how many rows were done at `now` (seconds on any steady clock)."""
+        # The count stands still while an engine starts; the clock begins with the first images.
+        if not done:
+            self._seen = [(now, 0)]
+            return
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= self._window_s:
+            self._seen.pop(0)
+
+    @property
+    def per_second(self) -> float | None:
+        """Images per second, or None while it cannot be told."""
+        if len(self._seen) < 2:
+            return None
+        (t0, n0), (t1, n1) = self._seen[0], self._seen[-1]
+        return (n1 - n0) / (t1 - t0) if n1 > n0 and t1 > t0 else None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to go, or None while it cannot be told."""
+        rate = self.per_second
+        if rate is None or self._total is None:
+            return None
+        return max(self._total - self._seen[-1][1], 0) / rate
+
+
+class Live:
+    """Shows a run while it goes on. A context manager; `snapshot` is asked twice a second.
+
+    Args:
+        snapshot: what `Board.snapshot` returns.
+        total: rows to do, or None where that is not known.
+        stream: where to write; a terminal gets one live line, anything else a line every ten seconds.
+    """
+
+    def __init__(self, snapshot: Callable[[], dict[str, Any]], total: int | None, stream: TextIO | None = None) -> None:
+        self._snapshot, self._total = snapshot, total
+        self._console = Console(file=stream or sys.stderr)
+        self._rate = Rate(total)
+        self._stop = Event()
+        self._thread = Thread(target=self._watch, name="progress", daemon=True)
+        self.last: dict[str, Any] = {"statuses": {}, "engines": 0, "totals": {}}
+
+    def __enter__(self) -> "Live":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        if self._console.is_terminal:
+            self._watch_terminal()
+        else:
+            self._watch_log()
+
+    def _watch_terminal(self) -> None:
+        columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, console=self._console) as bar:
+            task = bar.add_task("", total=self._total, note="")
+            while True:
+                ended = self._stop.wait(_POLL_S)
+                done = self._poll()
+                bar.update(task, completed=done, note=self._note())
+                if ended:
+                    return
+
+    def _watch_log(self) -> None:
+        logged_at, logged = time.monotonic(), -1
+        while True:
+            ended = self._stop.wait(_POLL_S)
+            done = self._poll()
+            now = time.monotonic()
+            if (ended and done != logged) or now - logged_at >= _LOG_EVERY_S:
+                of = f"/{self._total}" if self._total is not None else ""
+                self._console.print(f"{time.strftime('%H:%M:%S')} {done}{of} images, {self._note()}", highlight=False)
+                logged_at, logged = now, done
+            if ended:
+                return
+
+    def _poll(self) -> int:
+        try:
+            self.last = self._snapshot()
+        except Exception:  # noqa: BLE001 - a sign of life must not end the run that it reports on
+            return sum(self.last["statuses"].values())
+        done = sum(self.last["statuses"].values())
+        self._rate.update(time.monotonic(), done)
+        return done
+
+    def _note(self) -> str:
+        statuses = self.last["statuses"]
+        if not self.last["engines"]:
+            return "starting the engine"
+        rate, eta = self._rate.per_second, self._rate.eta_s
+        parts = [f"{rate:.1f} images/s" if rate is not None else "-- images/s"]
+        if self._total is not None:
+            parts.append(f"ETA {duration(eta)}" if eta is not None else "ETA --")
+        parts += [f"{statuses[s]} {s}" for s in (Status.REJECTED, Status.FAILED) if statuses.get(s)]
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m 20s`, `5h 07m` or `2d 03h`."""
+    whole = round(seconds)
+    minutes, s = divmod(whole, 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d {h:02d}h"
+    if hours:
+        return f"{hours}h {m:02d}m"
+    return f"{minutes}m {s:02d}s" if minutes else f"{s}s"

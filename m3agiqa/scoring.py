@@ -1,0 +1,147 @@
+"""From rows of a corpus to scored rows: decoding, the engine, and what each outcome means for a row.
+
+Knows nothing of Ray: `decode_rows` and `Scorer` work on Arrow tables wherever they run.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from m3agiqa.aspects import Aspect
+from m3agiqa.config import ImageConfig, RunConfig
+from m3agiqa.corpus import fetch
+from m3agiqa.engine.base import Engine, Item, ItemFailed, ItemRejected, Outcome, create_engine
+from m3agiqa.images import DecodedImage, ImageRejected, decode
+from m3agiqa.records import ScoredRow, Status, scores_table
+
+# What decoding puts in place of the corpus's own internal columns.
+_DECODED = {
+    "_pixels": pa.large_binary(),
+    "_rows": pa.int32(),
+    "_columns": pa.int32(),
+    "_width": pa.int32(),
+    "_height": pa.int32(),
+    "_sha256": pa.string(),
+    "_status": pa.string(),
+    "_error": pa.string(),
+}
+# Files are read this many at a time: object stores answer slowly, but many at once.
+_FETCH_THREADS = 16
+
+
+def decode_rows(rows: pa.Table, limits: ImageConfig, slice_rows: int = 16) -> Iterator[pa.Table]:
+    """Reads and decodes the images of some rows of a corpus.
+
+    Yields tables of at most `slice_rows` rows, in order: the columns of the corpus that are not internal,
+    and the pixels as internal ones. A row whose image cannot be read keeps its place, with the reason.
+    """
+    public = rows.select([name for name in rows.column_names if not name.startswith("_")])
+    sources = list(zip(rows["_uri"].to_pylist(), rows["_bytes"].to_pylist(), strict=True))
+    with ThreadPoolExecutor(_FETCH_THREADS) as pool:
+        for start in range(0, rows.num_rows, slice_rows):
+            part = sources[start : start + slice_rows]
+            decoded = [_decode_one(read, limits) for read in pool.map(_read, part)]
+            table = public.slice(start, slice_rows)
+            for name, kind in _DECODED.items():
+                table = table.append_column(name, pa.array([row.get(name) for row in decoded], kind))
+            yield table
+
+
+def _read(source: tuple[str | None, bytes | None]) -> bytes | tuple[Status, str]:
+    uri, data = source
+    if data is not None:
+        return data
+    if uri is None:
+        return Status.REJECTED, "the row names no image"
+    try:
+        return fetch(uri)
+    except FileNotFoundError:
+        return Status.REJECTED, f"there is no such file: {uri}"
+    except Exception as error:  # noqa: BLE001 - the row boundary: file systems raise errors of their own kinds
+        return Status.FAILED, f"cannot read {uri}: {_one_line(error)}"
+
+
+def _decode_one(read: bytes | tuple[Status, str], limits: ImageConfig) -> dict[str, Any]:
+    if not isinstance(read, bytes):
+        return {"_status": str(read[0]), "_error": read[1]}
+    digest = {"_sha256": hashlib.sha256(read).hexdigest()}
+    try:
+        image: DecodedImage = decode(read, **limits.model_dump())
+    except ImageRejected as rejection:
+        return digest | {"_status": str(Status.REJECTED), "_error": str(rejection)}
+    except Exception as error:  # noqa: BLE001 - the row boundary: a decoder's bug costs one row, not the run
+        return digest | {"_status": str(Status.FAILED), "_error": f"decoding failed: {_one_line(error)}"}
+    height, width, _ = image.pixels.shape
+    return digest | {
+        "_pixels": image.pixels.tobytes(),
+        "_rows": height,
+        "_columns": width,
+        "_width": image.width,
+        "_height": image.height,
+    }
+
+
+class Scorer:
+    """An engine and what its outcomes mean for rows.
+
+    Args:
+        config: the run's configuration; the engine is loaded at once.
+        fingerprint: written into every row.
+    """
+
+    def __init__(
+        self, config: RunConfig, fingerprint: str, engine: Callable[[RunConfig], Engine] = create_engine
+    ) -> None:
+        self._aspects = config.scoring.aspects
+        self._fingerprint = fingerprint
+        self.engine = engine(config)
+
+    async def score(self, rows: pa.Table) -> pa.Table:
+        """Scores rows that `decode_rows` made: one row out for each row in, in order, in the scores schema.
+
+        Raises:
+            Exception: only where the engine itself can no longer be used.
+        """
+        decoded = rows.select(list(_DECODED)).to_pylist()
+        prompts = rows["prompt"].to_pylist()
+        items = {i: self._item(row, prompts[i]) for i, row in enumerate(decoded) if row["_status"] is None}
+        askable = {i: item for i, item in items.items() if item.aspects}
+        outcomes = dict(zip(askable, await self.engine.assess(list(askable.values())), strict=True))
+        scored = [self._row(row, items.get(i), outcomes.get(i)) for i, row in enumerate(decoded)]
+        return scores_table(rows, scored, self._fingerprint)
+
+    def _item(self, row: dict[str, Any], prompt: str | None) -> Item:
+        pixels = np.frombuffer(row["_pixels"], np.uint8).reshape(row["_rows"], row["_columns"], 3)
+        aspects = tuple(a for a in self._aspects if prompt is not None or not a.needs_prompt)
+        return Item(pixels, prompt, aspects)
+
+    def _row(self, row: dict[str, Any], item: Item | None, outcome: Outcome | None) -> ScoredRow:
+        scored = ScoredRow(width=row["_width"], height=row["_height"], image_sha256=row["_sha256"])
+        if item is None:
+            scored.status, scored.error = Status(row["_status"]), row["_error"]
+        elif outcome is None:
+            scored.status, scored.error = Status.REJECTED, "no prompt, and every aspect of this run needs one"
+        elif isinstance(outcome, ItemRejected):
+            scored.status, scored.error = Status.REJECTED, _one_line(outcome)
+        elif isinstance(outcome, ItemFailed):
+            scored.status, scored.error = Status.FAILED, _one_line(outcome)
+        else:
+            scored.assessments = outcome
+            scored.error = self._notes(item, outcome)
+        return scored
+
+    def _notes(self, item: Item, outcome: Any) -> str | None:
+        """What an ok row lacks, and why."""
+        notes = [f"{a}: not judged, the row has no prompt" for a in self._aspects if a not in item.aspects]
+        for aspect, found in outcome.items():
+            if found.rating is None:
+                notes.append(f"{Aspect(aspect)}: no rating word in the answer {found.rating_answer[:60]!r}")
+        return "; ".join(notes) or None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:500]
