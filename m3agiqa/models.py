@@ -1,15 +1,12 @@
-"""Finds a model's files and knows what identifies them. Light: the tokenizer is loaded on demand."""
+"""Finds a model's files and knows what identifies them. Light: nothing of the model is loaded."""
 
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from m3agiqa.config import TINY_MODEL, ModelConfig
 from m3agiqa.errors import UserError
-
-if TYPE_CHECKING:
-    from m3agiqa.engine.prompting import PromptBuilder
 
 _WHOLE_FILE_BYTES = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 64, 2**20
@@ -89,33 +86,3 @@ def context_length(folder: Path, config: ModelConfig) -> int:
             f"model.max_model_len={config.max_model_len}", f"the model has only {own} positions", "set it lower"
         )
     return int(config.max_model_len or own)
-
-
-def load_processor(folder: Path, config: ModelConfig) -> Any:
-    """The transformers processor of a checkpoint (tokenizer and image processor)."""
-    from transformers import AutoProcessor
-
-    return AutoProcessor.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-
-
-def prompt_builder(folder: Path, config: ModelConfig, processor: Any = None) -> "PromptBuilder":
-    """The prompt builder of a checkpoint.
-
-    Raises:
-        UserError: if there is no chat template, or the image's placeholder cannot be told.
-    """
-    from m3agiqa.engine.prompting import PromptBuilder
-
-    processor = processor if processor is not None else load_processor(folder, config)
-    tokenizer = getattr(processor, "tokenizer", processor)
-    template = tokenizer.chat_template or getattr(processor, "chat_template", None)
-    if template is None:
-        raise UserError(f"model.path={config.path}", "has no chat template", "give an instruction-tuned checkpoint")
-    image_token = config.image_token or getattr(processor, "image_token", None)
-    if image_token is None:
-        raise UserError(
-            f"model.path={config.path}", "its processor names no image placeholder", "set model.image_token"
-        )
-    return PromptBuilder(
-        tokenizer, image_token=str(image_token), chat_template=template, content_parts=config.content_parts
-    )

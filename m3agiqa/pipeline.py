@@ -4,9 +4,12 @@ The only module that speaks Ray. Finished rows are committed a file at a time by
 so the same command on the same output goes on where an earlier one stopped.
 """
 
+import contextlib
 import logging
 import os
+import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -41,6 +44,8 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
     parts = fingerprint_parts(config)
     manifest = Manifest(fingerprint(parts), parts, config.model_dump(mode="json"), input_uri)
     corpus = open_corpus(input_uri, **config.corpus.model_dump(), reserved=RESERVED_COLUMNS)
+    for note in corpus.notes:
+        print(f"note: {note}", file=sys.stderr)
     output = Output(output_uri)
     manifest.started = _now()
     output.prepare(manifest)
@@ -130,7 +135,7 @@ def _execute(config: RunConfig, corpus: Corpus, output: Output, run_fingerprint:
 
     scored = (
         ray.data.read_datasource(CorpusSource(corpus))
-        .map_batches(decode, batch_format="pyarrow", batch_size=4 * slice_rows, num_cpus=config.ray.decode_cpus)
+        .map_batches(decode, batch_format="pyarrow", batch_size=4 * slice_rows, num_cpus=_decode_cpus(config))
         .map_batches(
             _ScorerActor,
             fn_constructor_args=(config, run_fingerprint, board, logging.getLogger("m3agiqa").isEnabledFor(logging.DEBUG)),
@@ -163,6 +168,12 @@ def _pool(config: RunConfig) -> ray.data.ActorPoolStrategy:
     )
 
 
+def _decode_cpus(config: RunConfig) -> float:
+    # Ray Data fuses neighbours that ask for the same; decoding would then wait for the engine in its actor.
+    same = config.ray.decode_cpus == config.ray.num_cpus
+    return config.ray.decode_cpus + (0.001 if same else 0.0)
+
+
 def _gpus(config: RunConfig) -> float | None:
     if config.ray.num_gpus is not None:
         return config.ray.num_gpus
@@ -184,7 +195,8 @@ def _connect(config: RunConfig, verbose: bool) -> None:
         room = int(most * config.ray.num_cpus) + 3
         options |= {"num_cpus": max(os.cpu_count() or 1, room), "include_dashboard": False}
     try:
-        ray.init(address=address, **options)
+        with contextlib.nullcontext() if verbose else _muted_stderr():
+            ray.init(address=address, **options)
     except (ConnectionError, ValueError) as error:
         raise UserError(
             f"ray.address={address}", f"no cluster answers ({error})", "check `ray status`, or leave it out"
@@ -197,11 +209,27 @@ def _quiet_libraries(verbose: bool) -> None:
         logging.getLogger("m3agiqa").setLevel(logging.DEBUG)
         os.environ["VLLM_LOGGING_LEVEL"] = "INFO"
         return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", module=r"ray\..*")
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Ray's C++ side writes past Python's logging while it starts; what matters comes as an exception."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _now() -> str:

@@ -8,10 +8,13 @@ processor does it.
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from m3agiqa.aspects import RATING_WORDS
+from m3agiqa.config import ModelConfig
 from m3agiqa.conversation import Questions
+from m3agiqa.errors import UserError
 
 # Private-use characters: no chat template and no tokenizer's vocabulary gives them a meaning.
 _CUT = "\ue0c7"
@@ -133,3 +136,31 @@ class PromptBuilder:
         if bos and bos_id is not None and getattr(self.tokenizer, "add_bos_token", False) and ids[:1] != [bos_id]:
             ids.insert(0, bos_id)
         return ids
+
+
+def load_processor(folder: Path, config: ModelConfig) -> Any:
+    """The transformers processor of a checkpoint (tokenizer and image processor)."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+
+
+def prompt_builder(folder: Path, config: ModelConfig, processor: Any = None) -> PromptBuilder:
+    """The prompt builder of a checkpoint.
+
+    Raises:
+        UserError: if there is no chat template, or the image's placeholder cannot be told.
+    """
+    processor = processor if processor is not None else load_processor(folder, config)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    template = tokenizer.chat_template or getattr(processor, "chat_template", None)
+    if template is None:
+        raise UserError(f"model.path={config.path}", "has no chat template", "give an instruction-tuned checkpoint")
+    image_token = config.image_token or getattr(processor, "image_token", None)
+    if image_token is None:
+        raise UserError(
+            f"model.path={config.path}", "its processor names no image placeholder", "set model.image_token"
+        )
+    return PromptBuilder(
+        tokenizer, image_token=str(image_token), chat_template=template, content_parts=config.content_parts
+    )

@@ -16,8 +16,9 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.config import RunConfig
 from m3agiqa.engine.base import Item, ItemRejected, Outcome
 from m3agiqa.engine.context import check_context
+from m3agiqa.engine.prompting import load_processor, prompt_builder
 from m3agiqa.engine.rating import prefixes, rating_probs
-from m3agiqa.models import context_length, load_processor, model_folder, prompt_builder
+from m3agiqa.models import context_length, model_folder
 from m3agiqa.records import Assessment
 
 

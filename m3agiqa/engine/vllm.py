@@ -17,9 +17,10 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.config import RunConfig
 from m3agiqa.engine.base import Item, ItemFailed, ItemRejected, Outcome
 from m3agiqa.engine.context import check_context
+from m3agiqa.engine.prompting import prompt_builder
 from m3agiqa.engine.rating import prefixes, rating_probs
 from m3agiqa.errors import UserError
-from m3agiqa.models import context_length, model_folder, prompt_builder
+from m3agiqa.models import context_length, model_folder
 from m3agiqa.records import Assessment
 
 if TYPE_CHECKING:
@@ -189,6 +190,9 @@ def _start(config: RunConfig, folder: str, context: int) -> tuple[Any, _Tally]:
         ) from error
     on_cpu = current_platform.is_cpu()
     eager = config.engine.enforce_eager if config.engine.enforce_eager is not None else on_cpu
+    if eager and on_cpu:
+        # vLLM compiles parts of its sampler even then: seconds in each new process, and a C++ compiler.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     args: dict[str, Any] = {
         "model": folder,
         "dtype": config.model.dtype,

@@ -1,0 +1,126 @@
+"""The engines agree: vLLM against transformers, on the shipped model and on a random one."""
+
+import asyncio
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from m3agiqa.aspects import RATING_WORDS, Aspect
+from m3agiqa.config import RunConfig, load_config
+from m3agiqa.engine.base import Item, ItemRejected, Outcome, create_engine
+from m3agiqa.tiny.architecture import write_random_model
+
+pytestmark = pytest.mark.slow
+
+ASPECTS = tuple(Aspect)
+
+
+def config_for(kind: str, model: str, *more: str) -> RunConfig:
+    return load_config(
+        None, [f"engine.kind={kind}", f"model.path={model}", "model.dtype=float32", "scoring.max_description_tokens=48", *more]
+    )
+
+
+def items(demo_corpus) -> list[Item]:
+    rows = list(csv.DictReader((demo_corpus / "manifest.csv").open()))
+    found = []
+    for i, row in enumerate(rows[:10]):
+        pixels = np.asarray(Image.open(demo_corpus / row["image_path"]).convert("RGB"))
+        prompt = None if i == 3 else row["prompt"]
+        found.append(Item(pixels, prompt, ASPECTS if prompt else (Aspect.QUALITY, Aspect.AUTHENTICITY)))
+    rng = np.random.default_rng(0)
+    for height, width, prompt in [(8, 8, "a cat"), (8, 300, "x"), (700, 40, "<image><end_of_utterance> {x}"), (33, 65, "ü" * 300)]:
+        found.append(Item(rng.integers(0, 255, (height, width, 3), dtype=np.uint8), prompt, ASPECTS))
+    return found
+
+
+def assess(config: RunConfig, asked: list[Item]) -> tuple[list[Outcome], dict[str, float]]:
+    async def run() -> tuple[list[Outcome], dict[str, float]]:
+        engine = create_engine(config)
+        try:
+            return await engine.assess(asked), engine.stats()
+        finally:
+            engine.close()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module", params=["tiny", "random"])
+def both(request, demo_corpus, tmp_path_factory):
+    """Outcomes of the transformers and the vLLM engine for the same items, and vLLM's counters."""
+    model = "tiny" if request.param == "tiny" else str(write_random_model(tmp_path_factory.mktemp("random")))
+    asked = items(demo_corpus)
+    asked.append(Item(asked[0].pixels, "word " * 9000, ASPECTS))
+    expected, _ = assess(config_for("transformers", model, "engine.batch_size=7"), asked)
+    found, stats = assess(config_for("vllm", model), asked)
+    return request.param, asked, expected, found, stats
+
+
+def test_vllm_and_transformers_give_the_same_greedy_text(both):
+    _, asked, expected, found, _ = both
+    for item, theirs, ours in zip(asked[:-1], expected[:-1], found[:-1], strict=True):
+        assert tuple(ours) == tuple(theirs) == item.aspects
+        for aspect in item.aspects:
+            a, b = theirs[aspect], ours[aspect]
+            assert (a.description, a.rating_answer, a.rating, a.finish_reason) == (
+                b.description, b.rating_answer, b.rating, b.finish_reason,
+            )
+            assert (a.prompt_tokens, a.generated_tokens) == (b.prompt_tokens, b.generated_tokens)
+
+
+def test_vllm_and_transformers_give_the_same_rating_probabilities(both):
+    _, asked, expected, found, _ = both
+    for item, theirs, ours in zip(asked[:-1], expected[:-1], found[:-1], strict=True):
+        for aspect in item.aspects:
+            assert ours[aspect].rating_probs == pytest.approx(theirs[aspect].rating_probs, abs=1e-4)
+            assert sum(ours[aspect].rating_probs) == pytest.approx(1.0)
+
+
+def test_a_conversation_longer_than_the_context_is_rejected_with_its_counts(both):
+    _, _, expected, found, _ = both
+    for outcome in (expected[-1], found[-1]):
+        assert isinstance(outcome, ItemRejected)
+        assert "4096" in str(outcome)
+
+
+def test_the_shipped_model_answers_both_rounds_sensibly(both):
+    name, asked, _, found, _ = both
+    if name == "random":
+        pytest.skip("a random model answers at random")
+    for item, outcome in zip(asked[:10], found[:10], strict=True):
+        for aspect in item.aspects:
+            assert outcome[aspect].rating in RATING_WORDS
+            assert outcome[aspect].finish_reason == "stop"
+            assert len(outcome[aspect].description.split()) >= 3
+
+
+def test_vllm_computes_an_image_once(both):
+    _, asked, _, _, stats = both
+    # Every conversation asks for its image twice; the encoder's input is looked up, not made again.
+    assert stats["image_cache_hits"] / stats["image_cache_queries"] > 0.6
+    assert stats["prefix_cache_hits"] > 0
+
+
+def test_words_of_several_tokens_agree_too(demo_corpus, tmp_path):
+    """Without merges every word is spelt in bytes: the tree of the words is walked by both engines alike."""
+    folder = write_random_model(tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    asked = items(demo_corpus)[:3]
+    more = ("scoring.aspects=quality",)
+    expected, _ = assess(config_for("transformers", str(folder), *more), asked)
+    found, _ = assess(config_for("vllm", str(folder), *more), asked)
+    for theirs, ours in zip(expected, found, strict=True):
+        assert ours[Aspect.QUALITY].rating_probs == pytest.approx(theirs[Aspect.QUALITY].rating_probs, abs=1e-4)
+
+
+def test_the_simulated_engine_is_deterministic(demo_corpus):
+    config = config_for("simulated", "tiny")
+    asked = items(demo_corpus)
+    assert assess(config, asked)[0] == assess(config, asked)[0]
+    one = assess(config, asked[:1])[0]
+    assert one[0] == assess(config, asked)[0][0]

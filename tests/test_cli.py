@@ -1,0 +1,130 @@
+"""The command line as a user meets it: real processes, what they print and how they end."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from m3agiqa.cli import main
+from tests.corpora import write_bad_inputs
+
+SIMULATED = ["--set", "engine.kind=simulated"]
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"COLUMNS": "160"}
+    return subprocess.run(
+        [sys.executable, "-m", "m3agiqa.cli", *args], capture_output=True, text=True, timeout=300, env=env
+    )
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line that a command ends with, exit code 2 checked."""
+    code = main(args)
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert not out
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+def test_a_wrong_path(capsys, tmp_path):
+    assert "/no/such" in refused(capsys, "score", "--input", "/no/such", "--output", str(tmp_path / "o"), *SIMULATED)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_manifest_without_the_needed_column(capsys, tmp_path):
+    (tmp_path / "m.csv").write_text("picture,text\na.png,b\n")
+    line = refused(capsys, "score", "--input", str(tmp_path / "m.csv"), "--output", str(tmp_path / "o"), *SIMULATED)
+    assert "picture" in line
+    assert "corpus.image_column" in line
+
+
+def test_an_unreadable_manifest(capsys, tmp_path):
+    (tmp_path / "m.parquet").write_bytes(b"PAR1 this is no parquet file PAR1")
+    refused(capsys, "score", "--input", str(tmp_path / "m.parquet"), "--output", str(tmp_path / "o"), *SIMULATED)
+
+
+def test_a_column_of_the_input_that_scoring_writes(capsys, tmp_path):
+    (tmp_path / "m.csv").write_text("image_path,quality_mos\na.png,3\n")
+    line = refused(capsys, "score", "--input", str(tmp_path / "m.csv"), "--output", str(tmp_path / "o"), *SIMULATED)
+    assert "quality_mos" in line
+
+
+def test_an_unknown_key_model_and_output(capsys, tmp_path):
+    io = ("score", "--input", str(tmp_path), "--output", str(tmp_path / "o"))
+    assert "engine.kind" in refused(capsys, *io, "--set", "engine.kid=vllm")
+    assert "./nowhere" in refused(capsys, *io, "--set", "engine.kind=transformers", "model.path=./nowhere")
+    assert "no scores" in refused(capsys, "show", str(tmp_path))
+
+
+def test_config_shows_what_is_in_force(capsys):
+    assert main(["config", "--show", "--set", "engine.kind=transformers"]) == 0
+    assert "kind: transformers" in capsys.readouterr().out
+    assert main(["config", "--docs"]) == 0
+    assert "max_description_tokens" in capsys.readouterr().out
+
+
+def test_a_mistyped_command_explains_itself():
+    done = run("scor")
+    assert done.returncode == 2
+    assert "score" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_score_and_show_from_a_shell(tmp_path):
+    cases = write_bad_inputs(tmp_path / "in")
+    done = run("score", "--input", str(tmp_path / "in" / "manifest.csv"), "--output", str(tmp_path / "out"), *SIMULATED)
+    assert done.returncode == 0, done.stderr
+    rejected = sum(status == "rejected" for status in cases.values())
+    assert f"{len(cases)} rows: {len(cases) - rejected} ok, {rejected} rejected, 0 failed" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    noise = [line for line in done.stderr.splitlines() if "images" not in line and not line.startswith("note: ")]
+    assert not noise, "something else than progress was printed"
+    shown = run("show", str(tmp_path / "out"))
+    assert shown.returncode == 0
+    assert "rejected: " in shown.stdout
+    assert f"{len(cases)} rows" in shown.stdout
+
+
+@pytest.mark.slow
+def test_ray_job_submit_runs_the_same_job(tmp_path, demo_corpus):
+    """A real cluster with its job server behind a token, and jobs/score.py from a working directory."""
+    ray.shutdown()
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    ray_command = str(Path(sys.executable).parent / "ray")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    head = ("start", "--head", "--port=0", "--num-cpus=6", f"--dashboard-port={port}", "--disable-usage-stats")
+    start = subprocess.run([ray_command, *head], capture_output=True, text=True, timeout=120, env=env)
+    assert start.returncode == 0, start.stderr
+    try:
+        submit = [
+            ray_command, "job", "submit", f"--address=http://127.0.0.1:{port}",
+            "--working-dir", str(_working_dir(tmp_path)), "--", sys.executable, "jobs/score.py",
+            "--input", f"{demo_corpus}/manifest.csv", "--output", f"{tmp_path}/out",
+            "--set", "engine.kind=simulated", "ray.num_cpus=0.5",
+        ]  # fmt: skip
+        done = subprocess.run(submit, capture_output=True, text=True, timeout=300, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert " ok, 0 rejected, 0 failed" in done.stdout
+    finally:
+        subprocess.run([ray_command, "stop", "--force"], capture_output=True, timeout=60, env=env)
+
+
+def _working_dir(tmp_path: Path) -> Path:
+    """What a user would submit: jobs/ and the package, without the repository's caches."""
+    folder = tmp_path / "working_dir"
+    for name in ("jobs", "m3agiqa", "configs"):
+        source = Path(__file__).parent.parent / name
+        shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder

@@ -1,0 +1,95 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from m3agiqa.config import load_config
+from m3agiqa.errors import UserError
+from m3agiqa.runs import Manifest, Output, differences, fingerprint, fingerprint_parts, status_line
+from m3agiqa.tiny.architecture import write_random_model
+
+
+def manifest_for(*overrides: str) -> Manifest:
+    config = load_config(None, ["engine.kind=simulated", *overrides])
+    parts = fingerprint_parts(config)
+    return Manifest(fingerprint(parts), parts, config.model_dump(mode="json"), "in")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["scoring.aspects=quality", "scoring.conversation=published", "scoring.max_description_tokens=9", "images.max_side=64"],
+)
+def test_whatever_decides_a_score_changes_the_fingerprint(override):
+    assert manifest_for(override).fingerprint != manifest_for().fingerprint
+
+
+@pytest.mark.parametrize("override", ["ray.batch_size=3", "corpus.prompt_column=caption", "engine.batch_size=2"])
+def test_what_does_not_decide_a_score_leaves_it(override):
+    assert manifest_for(override).fingerprint == manifest_for().fingerprint
+
+
+def test_another_weight_is_another_fingerprint(tmp_path):
+    one = write_random_model(tmp_path / "a", seed=1)
+    two = write_random_model(tmp_path / "b", seed=2)
+    prints = [
+        fingerprint(fingerprint_parts(load_config(None, ["engine.kind=transformers", f"model.path={p}"])))
+        for p in (one, one, two)
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_large_file_is_told_apart_by_a_change_in_its_middle(tmp_path):
+    from m3agiqa.models import model_digest
+
+    size = 70 * 2**20
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"\0" * size)
+    before = model_digest(tmp_path)
+    with file.open("r+b") as stream:
+        stream.seek(size // 2)
+        stream.write(b"\1" * 2**21)
+    assert model_digest(tmp_path) != before
+
+
+def test_another_fingerprint_is_refused_by_name_and_nothing_is_changed(tmp_path):
+    output = Output(str(tmp_path / "out"))
+    output.prepare(manifest_for())
+    before = (tmp_path / "out" / "run.json").read_text()
+    with pytest.raises(UserError, match=r"scoring\.max_description_tokens"):
+        output.prepare(manifest_for("scoring.max_description_tokens=9"))
+    assert (tmp_path / "out" / "run.json").read_text() == before
+    output.prepare(manifest_for())
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="not empty"):
+        Output(str(tmp_path)).prepare(manifest_for())
+    with pytest.raises(UserError, match="is a file"):
+        Output(str(tmp_path / "thesis.txt")).prepare(manifest_for())
+
+
+def test_a_broken_manifest_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text('{"fingerprint": ')
+    with pytest.raises(UserError, match=r"run\.json"):
+        Output(str(tmp_path)).prepare(manifest_for())
+    (tmp_path / "run.json").write_text(json.dumps({"other": 1}))
+    with pytest.raises(UserError, match=r"run\.json"):
+        Output(str(tmp_path)).read_manifest()
+
+
+def test_counts_come_from_the_files(tmp_path):
+    output = Output(str(tmp_path / "out"))
+    output.prepare(manifest_for())
+    assert output.count_by_status() == {}
+    with pytest.raises(UserError, match="holds no scores"):
+        output.rows()
+    for i, statuses in enumerate((["ok", "ok", "rejected"], ["ok", "failed"])):
+        pq.write_table(pa.table({"status": statuses}), tmp_path / "out" / "scores" / f"{i}.parquet")
+    assert output.count_by_status() == {"ok": 3, "rejected": 1, "failed": 1}
+    assert status_line(output.count_by_status()) == "5 rows: 3 ok, 1 rejected, 1 failed"
+
+
+def test_differences_name_what_changed():
+    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 9}, "e": 3}) == ["a.c", "d", "e"]
