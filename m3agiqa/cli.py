@@ -16,7 +16,8 @@ from m3agiqa.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0, or 2 for something the user can mend, or 1 for an error of ours."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    level = logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     try:
         return int(args.run(args) or 0)
     except UserError as error:
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     score = commands.add_parser("score", help="score a corpus of images into parquet")
-    score.add_argument("--input", required=True, help="folder, image, CSV/JSONL/parquet manifest or tars; local or a URI")
+    score.add_argument("--input", required=True, help="folder, CSV/JSONL/parquet manifest or tars; local or a URI")
     score.add_argument("--output", required=True, help="folder for the scores; an earlier run in it is gone on with")
     _add_config(score)
     score.set_defaults(run=_score)
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/ and `m3agiqa config --docs`")
     parser.add_argument(
-        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="overrides, e.g. engine.kind=transformers"
+        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="e.g. engine.kind=transformers"
     )
 
 

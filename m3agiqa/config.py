@@ -136,12 +136,12 @@ class RayConfig(_Section):
 class RunConfig(_Section):
     """Everything that `m3agiqa score` can be told, input and output apart."""
 
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    engine: EngineConfig = Field(default_factory=EngineConfig)
-    scoring: ScoringConfig = Field(default_factory=ScoringConfig)
-    corpus: CorpusConfig = Field(default_factory=CorpusConfig)
-    images: ImageConfig = Field(default_factory=ImageConfig)
-    ray: RayConfig = Field(default_factory=RayConfig)
+    model: ModelConfig = ModelConfig.model_construct()
+    engine: EngineConfig = EngineConfig.model_construct()
+    scoring: ScoringConfig = ScoringConfig.model_construct()
+    corpus: CorpusConfig = CorpusConfig.model_construct()
+    images: ImageConfig = ImageConfig.model_construct()
+    ray: RayConfig = RayConfig.model_construct()
 
     @model_validator(mode="before")
     @classmethod
@@ -185,7 +185,8 @@ def describe_config() -> str:
     lines: list[str] = []
     for section, field in RunConfig.model_fields.items():
         model = field.annotation
-        assert isinstance(model, type) and issubclass(model, _Section)
+        assert isinstance(model, type)
+        assert issubclass(model, _Section)
         doc = " ".join((model.__doc__ or "").split())
         lines += [f"# {doc}", f"{section}:"]
         defaults = model().model_dump(mode="json")

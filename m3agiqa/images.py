@@ -99,7 +99,7 @@ def decode(data: bytes, *, max_pixels: int, min_side: int, max_side: int, max_as
             return _pixels(image, max_side)
     except (ImageRejected, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 a parser fed foreign bytes may raise anything; the bytes are at fault
+    except Exception as error:  # a parser fed foreign bytes may raise anything; the bytes are at fault
         raise ImageRejected(f"corrupt or truncated image: {_one_line(error)}") from error
 
 
@@ -147,16 +147,16 @@ def _pixels(image: Image.Image, max_side: int) -> DecodedImage:
     image.load()
     # Read after the pixels: a PNG may carry it behind them, and Pillow has turned a TIFF (and its size) by itself.
     orientation = _orientation(image)
-    rgb = _to_rgb(image)
+    flat = _flatten(image)
     if max(width, height) > max_side:
         ratio = max_side / max(width, height)
         size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-        rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
+        flat = flat.resize(size, Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
     if orientation in _TRANSPOSE:
-        rgb = rgb.transpose(_TRANSPOSE[orientation])
+        flat = flat.transpose(_TRANSPOSE[orientation])
         if orientation >= 5:
             width, height = height, width
-    return DecodedImage(np.array(rgb, dtype=np.uint8, order="C"), width, height)
+    return DecodedImage(np.array(flat.convert("RGB"), dtype=np.uint8, order="C"), width, height)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -166,7 +166,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _flatten(image: Image.Image) -> Image.Image:
+    """8-bit RGB, or L where there is no colour: a quarter of the memory until the image has been reduced."""
     if image.mode == "F":
         return _from_float(np.asarray(image))
     if image.mode.startswith("I"):
@@ -174,24 +175,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def _from_integers(samples: np.ndarray) -> Image.Image:
-    """16-bit grey, also where Pillow holds it in 32 bits, to RGB by the high byte, as Pillow does for 16-bit RGB."""
+    """16-bit grey, also where Pillow holds it in 32 bits, to 8 bits by the high byte, as Pillow does for 16-bit RGB."""
     if samples.min() < 0 or samples.max() > 65535:
         raise ImageRejected("grey values are outside 0 to 65535; export the image with 8 or 16 bits per channel")
-    return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+    return Image.fromarray((samples >> 8).astype(np.uint8))
 
 
 def _from_float(samples: np.ndarray) -> Image.Image:
-    """Floats of 0 to 1 (a little beyond is clipped: resampling overshoots) or of 0 to 255, to RGB."""
+    """Floats of 0 to 1 (a little beyond is clipped: resampling overshoots) or of 0 to 255, to 8-bit grey."""
     low, high = float(samples.min()), float(samples.max())
     if low >= -0.5 and high <= 1.5:
         samples = samples * 255.0
     elif not (low >= 0.0 and high <= 255.0):
         raise ImageRejected(f"float values from {low:g} to {high:g}: only 0 to 1 and 0 to 255 have a known white level")
-    return Image.fromarray(np.clip(np.rint(samples), 0, 255).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(np.clip(np.rint(samples), 0, 255).astype(np.uint8))
 
 
 def _one_line(error: Exception) -> str:

@@ -67,7 +67,7 @@ def model_digest(folder: Path) -> str:
 
 def model_config_json(folder: Path) -> dict[str, Any]:
     """The checkpoint's config.json."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def context_length(folder: Path, config: ModelConfig) -> int:
@@ -85,4 +85,4 @@ def context_length(folder: Path, config: ModelConfig) -> int:
         raise UserError(
             f"model.max_model_len={config.max_model_len}", f"the model has only {own} positions", "set it lower"
         )
-    return int(config.max_model_len or own)
+    return int(config.max_model_len or own or 0)

@@ -55,7 +55,7 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     total = None if corpus.rows is None else max(corpus.rows - done_before, 0)
     with Live(lambda: ray.get(board.snapshot.remote()), total) as live:
-        _execute(config, corpus, output, manifest.fingerprint, board)
+        _execute(config, corpus, output, manifest.fingerprint, board, verbose)
     manifest.engine = live.last["totals"]
     manifest.counts = output.count_by_status()
     manifest.finished = _now()
@@ -75,7 +75,9 @@ class CorpusSource(Datasource):
         """Not known without reading."""
         return None
 
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, **_: Any) -> list[ReadTask]:
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
         """One task a shard, however many are asked for: a shard is what can be read on its own."""
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         schema = self._corpus.schema
@@ -118,7 +120,9 @@ class _ScorerActor:
         yield scored
 
 
-def _execute(config: RunConfig, corpus: Corpus, output: Output, run_fingerprint: str, board: Any) -> None:
+def _execute(
+    config: RunConfig, corpus: Corpus, output: Output, run_fingerprint: str, board: Any, verbose: bool
+) -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
@@ -138,7 +142,7 @@ def _execute(config: RunConfig, corpus: Corpus, output: Output, run_fingerprint:
         .map_batches(decode, batch_format="pyarrow", batch_size=4 * slice_rows, num_cpus=_decode_cpus(config))
         .map_batches(
             _ScorerActor,
-            fn_constructor_args=(config, run_fingerprint, board, logging.getLogger("m3agiqa").isEnabledFor(logging.DEBUG)),
+            fn_constructor_args=(config, run_fingerprint, board, verbose),
             batch_format="pyarrow",
             batch_size=slice_rows,
             compute=_pool(config),

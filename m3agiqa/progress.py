@@ -106,8 +106,8 @@ class Live:
             self._watch_log()
 
     def _watch_terminal(self) -> None:
-        columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
-        with Progress(*columns, console=self._console) as bar:
+        counted = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*counted, TextColumn("{task.fields[note]}"), console=self._console) as bar:
             task = bar.add_task("", total=self._total, note="")
             while True:
                 ended = self._stop.wait(_POLL_S)

@@ -105,7 +105,7 @@ class ScoredRow:
 
     def columns(self, fingerprint: str) -> dict[str, Any]:
         """Column name -> value, for every column that scoring adds."""
-        values: dict[str, Any] = {name: None for name in RESERVED_COLUMNS}
+        values: dict[str, Any] = dict.fromkeys(RESERVED_COLUMNS)
         for aspect, found in self.assessments.items():
             values |= {f"{aspect}_{suffix}": value for suffix, value in _aspect_values(found).items()}
         values |= {

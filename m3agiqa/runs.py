@@ -1,8 +1,8 @@
 """What an output folder is: its manifest, its fingerprint, and what it holds so far.
 
-    OUTPUT/run.json      the manifest: what was run, on what, and how it ended
-    OUTPUT/scores/       the rows, as parquet files
-    OUTPUT/checkpoint/   which ids are done (Ray Data's), so that the same command goes on where it stopped
+OUTPUT/run.json      the manifest: what was run, on what, and how it ended
+OUTPUT/scores/       the rows, as parquet files
+OUTPUT/checkpoint/   which ids are done (Ray Data's), so that the same command goes on where it stopped
 """
 
 import hashlib
@@ -20,10 +20,10 @@ import pyarrow.fs
 from m3agiqa import __version__
 from m3agiqa.config import RunConfig
 from m3agiqa.conversation import WORDINGS
+from m3agiqa.corpus.files import locate
 from m3agiqa.errors import UserError
 from m3agiqa.models import model_digest, model_folder
 from m3agiqa.records import Status
-from m3agiqa.corpus.files import _locate as locate
 
 MANIFEST = "run.json"
 

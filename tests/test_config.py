@@ -24,8 +24,12 @@ def test_there_are_configs_for_the_tiny_the_published_and_a_current_model():
 
 @pytest.mark.parametrize(
     ("override", "nearest"),
-    [("engine.knd=vllm", "engine.kind"), ("engin.kind=vllm", "engine"), ("batch_siz=3", "batch_size"),
-     ("scoring.aspect=quality", "scoring.aspects")],
+    [
+        ("engine.knd=vllm", "engine.kind"),
+        ("engin.kind=vllm", "engine"),
+        ("batch_siz=3", "batch_size"),
+        ("scoring.aspect=quality", "scoring.aspects"),
+    ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest(override, nearest):
     with pytest.raises(UserError, match=nearest):

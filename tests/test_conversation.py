@@ -7,9 +7,17 @@ from m3agiqa.conversation import WORDINGS, parse_rating, questions
 @pytest.mark.parametrize(
     ("answer", "word"),
     [
-        ("good", "good"), ("Good.", "good"), (" EXCELLENT\n", "excellent"), ("The quality is poor", "poor"),
-        ("fair, fair", "fair"), ("", None), ("goodness", None), ("good to excellent", None),
-        ("bad? no, fair", None), ("5", None), ("unfair", None),
+        ("good", "good"),
+        ("Good.", "good"),
+        (" EXCELLENT\n", "excellent"),
+        ("The quality is poor", "poor"),
+        ("fair, fair", "fair"),
+        ("", None),
+        ("goodness", None),
+        ("good to excellent", None),
+        ("bad? no, fair", None),
+        ("5", None),
+        ("unfair", None),
     ],
 )
 def test_parse_rating(answer, word):
@@ -45,12 +53,13 @@ def test_without_a_prompt_nothing_is_said_of_one():
 def test_published_wording_is_that_of_the_released_conversations():
     asked = questions(Aspect.QUALITY, "moon sea with stars and galaxies, anime style", "published")
     assert asked.first == (
-        "Take a close look at this AI-generated image and tell me everything you can about what you see. It's original "
-        "prompt is: 'moon sea with stars and galaxies, anime style'. Could you please help to analyze the image's quality?"
+        "Take a close look at this AI-generated image and tell me everything you can about what you see. "
+        "It's original prompt is: 'moon sea with stars and galaxies, anime style'. "
+        "Could you please help to analyze the image's quality?"
     )
     assert asked.second == (
-        "Now based on your analysis, could you please help to rate the image based on it's overall quality? Please give "
-        "me one word from the list [bad, poor, fair, good, excellent]. Notice that quality word in the list means from "
+        "Now based on your analysis, could you please help to rate the image based on it's overall quality? "
+        "Please give me one word from the list [bad, poor, fair, good, excellent]. Notice that quality word in the list means from "
         "low to high."
     )
 
@@ -61,5 +70,13 @@ def test_scale():
     with pytest.raises(ValueError, match="4 probabilities"):
         expected_score([0.25] * 4)
     assert [word_of_score(s) for s in (-1, 0, 0.99, 1, 2.5, 3.999, 4, 5, 9)] == [
-        "bad", "bad", "bad", "poor", "fair", "good", "excellent", "excellent", "excellent",
+        "bad",
+        "bad",
+        "bad",
+        "poor",
+        "fair",
+        "good",
+        "excellent",
+        "excellent",
+        "excellent",
     ]

@@ -23,7 +23,19 @@ LAYERS: list[set[str]] = [
 ]
 # What a newcomer's `m3agiqa config` must not wait for.
 HEAVY = {"torch", "ray", "vllm", "transformers", "peft"}
-LIGHT = {"errors", "aspects", "config", "conversation", "records", "images", "corpus", "models", "cli", "table", "progress"}
+LIGHT = {
+    "errors",
+    "aspects",
+    "config",
+    "conversation",
+    "records",
+    "images",
+    "corpus",
+    "models",
+    "cli",
+    "table",
+    "progress",
+}
 
 
 def modules() -> list[Path]:
@@ -52,7 +64,9 @@ def layer(name: str) -> int:
     return next(i for i, names in enumerate(LAYERS) if name in names)
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if unit(p) != "__init__"], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", [p for p in modules() if unit(p) != "__init__"], ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_a_module_imports_only_from_earlier_layers(path: Path):
     own = unit(path)
     for name in imports(path):

@@ -126,7 +126,9 @@ def test_the_same_image_gets_the_same_scores_from_every_kind_of_input(tmp_path, 
         rows = rows_of(tmp_path / f"out-{name}")
         assert len(rows) == len(source)
         assert all(row["status"] == "ok" and row["id"] and row["image"] for row in rows)
-        found[name] = {(r["image_sha256"], r["prompt"]): (r["quality_rating_probs"], r["correspondence_rating"]) for r in rows}
+        found[name] = {
+            (r["image_sha256"], r["prompt"]): (r["quality_rating_probs"], r["correspondence_rating"]) for r in rows
+        }
     assert all(f == found["folder"] for f in found.values())
 
 
@@ -163,7 +165,7 @@ def test_memory_of_a_table_is_bounded_by_slices(tmp_path, demo_corpus):
     table = next(corpus.shards[0].read())
     slices = list(decode_rows(table, config().images, slice_rows=5))
     assert [s.num_rows for s in slices] == [5] * (table.num_rows // 5) + [table.num_rows % 5] * bool(table.num_rows % 5)
-    assert sum((s["id"].to_pylist() for s in slices), []) == table["id"].to_pylist()
+    assert [i for s in slices for i in s["id"].to_pylist()] == table["id"].to_pylist()
 
 
 def test_scores_open_with_other_readers(tmp_path, demo_corpus):

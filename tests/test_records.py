@@ -5,15 +5,29 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.records import RESERVED_COLUMNS, Assessment, ScoredRow, Status, scores_schema, scores_table
 
 CORPUS = pa.schema(
-    [("id", pa.string()), ("image", pa.string()), ("_uri", pa.string()), ("prompt", pa.string()),
-     ("generator", pa.string()), ("seed", pa.int64()), ("tags", pa.list_(pa.string()))]
+    [
+        ("id", pa.string()),
+        ("image", pa.string()),
+        ("_uri", pa.string()),
+        ("prompt", pa.string()),
+        ("generator", pa.string()),
+        ("seed", pa.int64()),
+        ("tags", pa.list_(pa.string())),
+    ]
 )
 
 
 def corpus_rows(n: int) -> pa.Table:
     return pa.table(
-        {"id": [str(i) for i in range(n)], "image": ["x.png"] * n, "_uri": ["/x.png"] * n, "prompt": [None] * n,
-         "generator": ["sd"] * n, "seed": list(range(n)), "tags": [["a"]] * n},
+        {
+            "id": [str(i) for i in range(n)],
+            "image": ["x.png"] * n,
+            "_uri": ["/x.png"] * n,
+            "prompt": [None] * n,
+            "generator": ["sd"] * n,
+            "seed": list(range(n)),
+            "tags": [["a"]] * n,
+        },
         schema=CORPUS,
     )
 

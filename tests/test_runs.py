@@ -18,7 +18,12 @@ def manifest_for(*overrides: str) -> Manifest:
 
 @pytest.mark.parametrize(
     "override",
-    ["scoring.aspects=quality", "scoring.conversation=published", "scoring.max_description_tokens=9", "images.max_side=64"],
+    [
+        "scoring.aspects=quality",
+        "scoring.conversation=published",
+        "scoring.max_description_tokens=9",
+        "images.max_side=64",
+    ],
 )
 def test_whatever_decides_a_score_changes_the_fingerprint(override):
     assert manifest_for(override).fingerprint != manifest_for().fingerprint

@@ -89,7 +89,7 @@ def _store(scheme: str, place: str, options: str) -> tuple[pafs.FileSystem, str 
     return pafs.PyFileSystem(pafs.FSSpecHandler(found)), None
 
 
-def _locate(uri: str) -> tuple[pafs.FileSystem, str]:
+def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system that holds a URI, and the path in it.
 
     Raises:
@@ -103,13 +103,15 @@ def _locate(uri: str) -> tuple[pafs.FileSystem, str]:
     store, prefix = _store(scheme, place, options)
     if prefix is None:
         return store, store.handler.fs._strip_protocol(path)
-    return store, posixpath.normpath(f"{prefix}/{key}")
+    full = f"{prefix}/{key}".rstrip("/")
+    # A manifest's `../x.png`: keys are not resolved by the store. Others stay, as a key may well hold `//`.
+    return store, posixpath.normpath(full) if "/./" in full or "/../" in full else full
 
 
 def kind_of(uri: str) -> Literal["file", "folder", "missing"]:
     """What a URI points at."""
     try:
-        store, path = _locate(uri)
+        store, path = locate(uri)
         found = store.get_file_info(path).type
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return "missing"
@@ -118,13 +120,13 @@ def kind_of(uri: str) -> Literal["file", "folder", "missing"]:
 
 def open_stream(uri: str, compression: str | None = None) -> pa.NativeFile:
     """Opens a file for reading from the start; `compression="detect"` goes by the file's extension."""
-    store, path = _locate(uri)
+    store, path = locate(uri)
     return store.open_input_stream(path, compression=compression, buffer_size=1 << 20)
 
 
 def open_file(uri: str) -> pa.NativeFile:
     """Opens a file for reading at any place."""
-    store, path = _locate(uri)
+    store, path = locate(uri)
     return store.open_input_file(path)
 
 
@@ -138,7 +140,7 @@ def fetch(uri: str) -> bytes:
     try:
         if is_local(uri):
             return Path(absolute(uri)).read_bytes()
-        store, path = _locate(uri)
+        store, path = locate(uri)
         if isinstance(store, pafs.PyFileSystem):
             return store.handler.fs.cat_file(path)  # one request, where opening a file first asks for its size
         with store.open_input_stream(path, compression=None) as stream:
@@ -234,7 +236,7 @@ def _walk(uri: str, recursive: bool = True) -> Iterator[str]:
     if is_local(uri):
         yield from _walk_local(Path(uri), recursive)
         return
-    store, path = _locate(uri)
+    store, path = locate(uri)
     start = len(path.rstrip("/")) + 1
     for info in store.get_file_info(pafs.FileSelector(path, recursive=recursive)):
         name = info.path[start:]

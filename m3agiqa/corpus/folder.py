@@ -1,9 +1,9 @@
 """A folder of image files, each with its prompt beside it in a text file of the same name."""
 
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import pyarrow as pa
 
@@ -11,10 +11,13 @@ from m3agiqa.corpus import files
 from m3agiqa.corpus.rows import ROWS_PER_TABLE, Corpus, Options, blank_to_null, corpus_schema
 from m3agiqa.errors import UserError
 
-IMAGE_SUFFIXES: frozenset[str] = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .avif .jp2 .j2k .jpx .ppm .pgm .pbm .pnm"
-    " .heic .heif .jxl .ico .tga .psd".split()
-)
+# fmt: off
+IMAGE_SUFFIXES: frozenset[str] = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
+    ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".heic", ".heif", ".jxl", ".ico", ".tga", ".psd",
+))
+# fmt: on
 """What makes a file an image candidate, in any case. It includes formats that cannot be decoded: such a file gives a
 rejected row, as a corrupt or mislabelled one does, and does not vanish."""
 
@@ -28,7 +31,7 @@ def is_image(name: str) -> bool:
 
 def suffix(name: str) -> str:
     """The file name's extension in lower case, with its dot."""
-    return PurePosixPath(name).suffix.lower()
+    return posixpath.splitext(name)[1].lower()
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def open_folder(listing: files.Listing, options: Options) -> Corpus:
     """
     images = [name for name in listing.names if is_image(name)]
     sidecars = {name for name in listing.names if name.endswith(".txt")}
-    prompts = [text if (text := str(name.rpartition(".")[0]) + ".txt") in sidecars else None for name in images]
+    prompts = [text if (text := posixpath.splitext(name)[0] + ".txt") in sidecars else None for name in images]
     shards = []
     try:
         for start in range(0, len(images), options.rows_per_shard):

@@ -26,7 +26,7 @@ from m3agiqa.corpus.rows import (
 from m3agiqa.errors import UserError
 
 _SHARD_BYTES = 256 * 2**20
-"""Embedded images weigh more than rows: a shard ends at this many uncompressed bytes, or at the asked number of rows."""
+"""Embedded images weigh more than rows: a shard ends at this many bytes, or at the asked number of rows."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _check_ids(value: str, column: str, parts: list[Source], infos: list[pq.File
 
     unique = UniqueIds(value, column)
     for name, row, ids in read():
-        unique.add(ids, lambda i, name=name, row=row: f"row {row + i} of {name} (counted from 0)")  # type: ignore[misc]
+        unique.add(ids, name, row)
     unique.check(lambda: (ids for _, _, ids in read()))
 
 

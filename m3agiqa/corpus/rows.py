@@ -131,6 +131,7 @@ def choose_columns(value: str, names: Sequence[str], options: Options) -> tuple[
         UserError: no image column, a configured column that is not there, two columns of one name, or a column that
             would pass through under a name that is taken.
     """
+    names = [name for name in names if name not in options.drop]
     listed = ", ".join(names)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -146,7 +147,7 @@ def choose_columns(value: str, names: Sequence[str], options: Options) -> tuple[
             cure = f"set corpus.{part}_column to one of them, or leave it out"
             raise UserError(value, f"no column {column!r} among its columns ({listed})", cure)
         parts[part] = column if column in names and column != image else None
-    used = {image, *parts.values(), *options.drop}
+    used = {image, *parts.values()}
     others = tuple(name for name in names if name not in used)
     check_passing(value, others, options)
     notes = [] if parts["prompt"] else [f"no column {options.prompt_column!r}: rows have no prompt ({listed})"]
@@ -270,18 +271,13 @@ class UniqueIds:
     def __init__(self, value: str, column: str) -> None:
         self.value, self.column = value, column
         self._hashes = array("q")
+        self._missing: str | None = None
 
-    def add(self, ids: pa.Array, where: Callable[[int], str]) -> None:
-        """Takes note of ids (strings [n]); `where(i)` says where the i-th is.
-
-        Raises:
-            UserError: one is null or empty.
-        """
+    def add(self, ids: pa.Array, file: str, first_row: int) -> None:
+        """Takes note of ids (strings [n]) of a file, from its row `first_row` on."""
         missing = pc.fill_null(pc.equal(ids, ""), True)
-        if pc.any(missing).as_py():
-            place = where(pc.index(missing, True).as_py())
-            cure = "fill it in, or have ids made: --set corpus.id_column=NAME of another column, or drop the column"
-            raise UserError(self.value, f"column {self.column!r} is empty in {place}", cure)
+        if self._missing is None and pc.any(missing).as_py():
+            self._missing = f"row {first_row + pc.index(missing, True).as_py()} of {file}, counted from 0"
         hashes = np.fromiter(map(hash, ids.to_pylist()), dtype=np.int64, count=len(ids))
         self._hashes.frombytes(hashes.tobytes())
 
@@ -289,11 +285,12 @@ class UniqueIds:
         """Decides; `again` reads the same ids once more, which is done only where two hashes are equal.
 
         Raises:
-            UserError: an id occurs twice; names it.
+            UserError: an id is null or empty, or occurs twice; names the row or the id.
         """
+        if self._missing is not None:
+            cure = "fill it in, leave the column out, or take another: --set corpus.id_column=NAME"
+            raise UserError(self.value, f"the id in column {self.column!r} is empty ({self._missing})", cure)
         hashes = np.frombuffer(self._hashes, dtype=np.int64)
-        if len(hashes) < 2:
-            return
         hashes.sort()
         twice = set(hashes[1:][hashes[1:] == hashes[:-1]][:1000].tolist())
         if not twice:

@@ -74,7 +74,7 @@ class TarShard:
                 text = sample.texts.get(stem, sample.texts.get(sample.key))
                 extra = sample.jsons.get(stem, sample.jsons.get(sample.key))
                 details = _json_object(extra)
-                prompt = decode_text(text).strip() if text is not None else None
+                prompt: object = decode_text(text).strip() if text is not None else None
                 if prompt is None:
                     prompt = next((p for name in (self.fields[0], *_PROMPT_FIELDS) if (p := details.get(name))), None)
                 yield {
@@ -120,14 +120,15 @@ class TarShard:
             ):
                 for member in tar:
                     # A streamed tar keeps every member it has seen, and would grow with the file.
-                    tar.members = []
-                    hidden = any(part.startswith(".") for part in member.name.removeprefix("./").split("/"))
+                    tar.members = []  # type: ignore[attr-defined]
+                    name = _plain(member.name.removeprefix("./"))
+                    hidden = any(part.startswith(".") for part in name.split("/"))
                     if not member.isfile() or hidden:
                         continue
-                    if is_image(member.name) or member.name.lower().endswith((".txt", ".json")):
+                    if is_image(name) or name.lower().endswith((".txt", ".json")):
                         content = tar.extractfile(member)
                         assert content is not None
-                        yield member.name.removeprefix("./"), content.read()
+                        yield name, content.read()
         except (tarfile.TarError, EOFError) as error:
             rule = f"it is not a readable tar: {shorten(error)}"
             raise UserError(f"input {self.uri}", rule, "check that the file is whole") from error
@@ -143,7 +144,12 @@ def _json_object(data: bytes | None) -> dict[str, object]:
 
 
 def _not_blank(text: object) -> str | None:
-    return text if isinstance(text, str) and text.strip() else None
+    return _plain(text) if isinstance(text, str) and text.strip() else None
+
+
+def _plain(text: str) -> str:
+    """Half a surrogate pair, from a name or JSON that is not Unicode, fits no Arrow string."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def open_tars(listing: files.Listing, options: Options) -> Corpus:

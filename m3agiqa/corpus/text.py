@@ -24,7 +24,6 @@ from m3agiqa.corpus.rows import (
     Options,
     Source,
     UniqueIds,
-    as_text,
     choose_columns,
     corpus_schema,
     shorten,
@@ -38,7 +37,7 @@ JSON_LINES = (".jsonl", ".ndjson")
 COMPRESSED = (".gz", ".bz2", ".zst")
 
 _BLOCK_BYTES = 8 * 2**20
-_SCAN_CURE = "correct that line of the file"
+_LINE_CURE = "correct that line of the file"
 # What can go through a number and come back: no leading zeros, no more digits than the type holds.
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _FLOAT = r"^(-?(0|[1-9][0-9]*)\.[0-9]*([eE][+-]?[0-9]+)?|-?[0-9]([eE][+-][0-9]+)|0|-?[1-9][0-9]{0,14}|-?inf|nan|NaN)$"
@@ -85,22 +84,19 @@ def open_text(listing: files.Listing, options: Options) -> Corpus:
         UserError: no rows, bad UTF-8, a ragged or malformed line, ids that are missing or not unique, column trouble.
     """
     parts = [(source, str(format_of(source.name))) for source in sources(listing)]
-    headers = {source.uri: _header(source.uri, kind) for source, kind in parts}
     value = f"input {parts[0][0].uri}"
-    for uri, names in headers.items():
-        if len(set(names)) < len(names):
-            choose_columns(f"input {uri}", names, options)
-    mapping, notes = choose_columns(value, list(dict.fromkeys(n for names in headers.values() for n in names)), options)
-    guesses = {name: _Guess() for name in mapping.others}
-    unique = UniqueIds(value, mapping.id) if mapping.id else None
-    rows = 0
-    for source, kind in parts:
-        rows += _scan(source, kind, mapping, headers[source.uri], guesses, unique)
+    columns = [name for source, kind in parts for name in _csv_header(source.uri, kind, options)]
+    if columns and ".jsonl" not in dict(parts).values():
+        choose_columns(value, list(dict.fromkeys(columns)), options)  # before a long first pass, where that is possible
+    guesses: dict[str, _Guess] = {}
+    unique, id_only = UniqueIds(value, options.id_column), {options.id_column: pa.string()}
+    rows = sum(_scan(source, kind, guesses, unique) for source, kind in parts)
     if rows == 0:
         raise UserError(value, "it has no rows", "give a manifest with at least one image")
-    if unique is not None:
-        unique.check(lambda: (ids for source, kind in parts for _, ids in _ids(source, kind, mapping)))
-    types = {name: pa.string() for name in mapping.columns} | {name: guess.type() for name, guess in guesses.items()}
+    mapping, notes = choose_columns(value, list(guesses), options)
+    if mapping.id is not None:
+        unique.check(lambda: (block[mapping.id] for part in parts for block in _blocks(part[0].uri, part[1], id_only)))
+    types = {name: pa.string() for name in mapping.columns} | {name: guesses[name].type() for name in mapping.others}
     schema = corpus_schema(pa.field(name, types[name]) for name in mapping.others)
     shards = tuple(TextShard(source, kind, mapping, types, schema) for source, kind in parts)
     return Corpus(shards, schema, rows, tuple(notes))
@@ -132,7 +128,9 @@ class _Guess:
         """Takes note of a JSON value."""
         if item is None:
             return
-        if isinstance(item, bool):
+        if isinstance(item, str):
+            self.kinds.add("string")
+        elif isinstance(item, bool):
             self.kinds.add("bool")
         elif isinstance(item, int):
             self.kinds.add("int" if abs(item) < 2**53 else "big" if abs(item) < 2**63 else "string")
@@ -148,48 +146,40 @@ class _Guess:
         return pa.bool_() if self.kinds == {"bool"} else pa.string()
 
 
-def _scan(
-    source: Source,
-    kind: str,
-    mapping: Mapping,
-    header: list[str],
-    guesses: dict[str, _Guess],
-    unique: UniqueIds | None,
-) -> int:
-    """First pass over one file: types and ids. Returns the number of rows."""
+def _scan(source: Source, kind: str, guesses: dict[str, _Guess], unique: UniqueIds) -> int:
+    """First pass over one file: columns, types and ids. Returns the number of rows."""
     rows = 0
-    if kind == ".jsonl":
-        for items in _json_blocks(source.uri):
-            for name, guess in guesses.items():
-                for _, item in items:
-                    guess.add_json(item.get(name))
-            rows += len(items)
-    else:
-        for block in _csv_blocks(source.uri, kind, dict.fromkeys(header, pa.string())):
-            for name, guess in guesses.items():
-                if name in block.column_names:
-                    guess.add_csv(block[name].combine_chunks())
-            rows += block.num_rows
-        if rows:
-            _check_quotes_closed(source.uri, block)
-    if unique is not None:
-        for start, ids in _ids(source, kind, mapping):
-            unique.add(ids, lambda i, start=start: f"row {start + i} of {source.name} (counted from 0)")  # type: ignore[misc]
+    block = pa.table({})
+    blocks: Iterator[Any] = _json_blocks(source.uri) if kind == ".jsonl" else _csv_blocks(source.uri, kind, None)
+    for block in blocks:
+        if kind == ".jsonl":
+            for _, item in block:
+                for name, member in item.items():
+                    if (guess := guesses.get(name)) is None:  # setdefault would make an object for every value
+                        guess = guesses[name] = _Guess()
+                    guess.add_json(member)
+            ids = _json_column([item.get(unique.column) for _, item in block], pa.string())
+        else:
+            for name in block.column_names:
+                guesses.setdefault(name, _Guess()).add_csv(block[name].combine_chunks())
+            there = unique.column in block.column_names
+            ids = block[unique.column].combine_chunks() if there else pa.nulls(len(block), pa.string())
+        unique.add(ids, source.name, rows)
+        rows += len(block)
+    if rows and kind != ".jsonl":
+        _check_quotes_closed(source.uri, block)
     return rows
 
 
-def _ids(source: Source, kind: str, mapping: Mapping) -> Iterator[tuple[int, pa.Array]]:
-    row = 0
-    for block in _blocks(source.uri, kind, {str(mapping.id): pa.string()}):
-        yield row, as_text(source.uri, str(mapping.id), block[mapping.id].combine_chunks())
-        row += block.num_rows
-
-
-def _header(uri: str, kind: str) -> list[str]:
+def _csv_header(uri: str, kind: str, options: Options) -> list[str]:
+    """The columns of a CSV; nothing for JSON lines, where each line has its own."""
     if kind == ".jsonl":
-        return list(dict.fromkeys(name for items in _json_blocks(uri) for _, item in items for name in item))
+        return []
     with _readable(uri), files.open_stream(uri, "detect") as stream:
-        return list(_csv_reader(stream, kind, {}).schema.names)
+        names = list(_csv_reader(stream, kind, {}).schema.names)
+    if len(set(names)) < len(names):
+        choose_columns(f"input {uri}", names, options)
+    return names
 
 
 def _blocks(uri: str, kind: str, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
@@ -218,7 +208,11 @@ def _csv_reader(stream: pa.NativeFile, kind: str, types: dict[str, pa.DataType])
     )
 
 
-def _csv_blocks(uri: str, kind: str, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
+def _csv_blocks(uri: str, kind: str, types: dict[str, pa.DataType] | None) -> Iterator[pa.Table]:
+    """Tables with the columns of `types`; None: with all columns, as strings."""
+    if types is None:
+        with _readable(uri), files.open_stream(uri, "detect") as stream:
+            types = dict.fromkeys(_csv_reader(stream, kind, {}).schema.names, pa.string())
     with _readable(uri), files.open_stream(uri, "detect") as stream:
         for batch in _csv_reader(stream, kind, types):
             yield pa.Table.from_batches([batch])
@@ -245,11 +239,12 @@ def _json_blocks(uri: str) -> Iterator[list[tuple[int, dict[str, Any]]]]:
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
-            if b"\\ud" in line.lower():
+            item = json.loads(line.decode())
+            if b"\\ud" in line or b"\\uD" in line:
                 json.dumps(item, ensure_ascii=False).encode()  # half a surrogate pair fits no Arrow string
         except (ValueError, RecursionError) as error:
-            raise UserError(f"input {uri}", f"line {number} is not JSON: {shorten(error)}", _SCAN_CURE) from error
+            what = "UTF-8" if isinstance(error, UnicodeError) else "JSON"
+            raise UserError(f"input {uri}", f"line {number} is not {what}: {shorten(error)}", _LINE_CURE) from error
         if not isinstance(item, dict):
             raise UserError(f"input {uri}", f"line {number} is not a JSON object", "give one object on each line")
         items.append((number, item))
@@ -281,7 +276,7 @@ def _lines(uri: str) -> Iterator[tuple[int, bytes]]:
     yield number + 1, rest.removeprefix(codecs.BOM_UTF8) if number == 0 else rest
 
 
-class _readable:  # noqa: N801 reads as a context
+class _readable:
     """Turns what pyarrow says about a bad file into an error that names the line where it can."""
 
     def __init__(self, uri: str) -> None:

@@ -1,8 +1,9 @@
 """The seam between scoring and whatever runs the model."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -66,8 +67,5 @@ def create_engine(config: RunConfig) -> Engine:
         "transformers": ("m3agiqa.engine.transformers", "TransformersEngine"),
         "simulated": ("m3agiqa.engine.simulated", "SimulatedEngine"),
     }
-    import importlib
-
     module, name = kinds[config.engine.kind]
-    engine: Any = getattr(importlib.import_module(module), name)
-    return engine(config)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module), name)(config)

@@ -57,10 +57,15 @@ class StatesInbox:
             remove_abandoned(root)
             self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
         except OSError as error:
-            raise UserError(str(root), f"cannot be written to ({error.strerror})", "mount shared memory there") from None
+            raise UserError(
+                str(root), f"cannot be written to ({error.strerror})", "mount shared memory there"
+            ) from None
         # The kernel lets go of the lock when this process ends, however it ends: see remove_abandoned.
-        self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        # Locked before it has its name, so that nobody finds it unlocked.
+        unnamed = self.folder / f"{_LOCK}.new"
+        self._lock = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unnamed.rename(self.folder / _LOCK)
         self._numbers = itertools.count()
 
     def ask(self) -> "StatesTicket":
@@ -145,7 +150,8 @@ class StatesTicket:
 
     def _take(self) -> torch.Tensor | None:
         try:
-            data = self._path.read_bytes() if self._path.stat().st_size < _HEADER_BYTES else self._header()
+            with self._path.open("rb") as file:
+                data = file.read(_HEADER_BYTES)
         except FileNotFoundError:
             raise StatesLost("these states were taken, or called off, before") from None
         if len(data) < _HEADER_BYTES:
@@ -162,10 +168,6 @@ class StatesTicket:
         whole = torch.from_file(str(self._path), shared=True, size=size, dtype=torch.uint8)
         self.close()
         return whole[_HEADER_BYTES:].view(dtype).view(tokens, width)
-
-    def _header(self) -> bytes:
-        with self._path.open("rb") as file:
-            return file.read(_HEADER_BYTES)
 
 
 def write_states(

@@ -54,7 +54,7 @@ class TransformersEngine:
         device = config.engine.device
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         dtype = config.model.dtype if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code
         )
         self._model = model.to(self._device).eval()

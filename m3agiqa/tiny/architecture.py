@@ -56,13 +56,13 @@ class Size:
     patch_size: int = 8
     scale_factor: int = 4
     vision_width: int = 192
-    vision_layers: int = 4
+    vision_layers: int = 3
     vision_mlp: int = 384
-    vision_heads: int = 6
+    vision_heads: int = 3
     text_width: int = 192
-    text_layers: int = 4
+    text_layers: int = 3
     text_mlp: int = 512
-    text_head_dim: int = 32
+    text_head_dim: int = 64
 
     @property
     def image_tokens(self) -> int:
@@ -115,9 +115,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast, size: Size) -> Idefics3P
     """The processor: one square view of the image, never split into tiles."""
     edge = {"longest_edge": size.image_size}
     image_processor = Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
-    return Idefics3Processor(
-        image_processor, tokenizer, image_seq_len=size.image_tokens, chat_template=CHAT_TEMPLATE
-    )
+    return Idefics3Processor(image_processor, tokenizer, image_seq_len=size.image_tokens, chat_template=CHAT_TEMPLATE)
 
 
 def build(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Idefics3ForConditionalGeneration:
@@ -155,7 +153,7 @@ def build(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Idef
         text_config=text,
         vision_config=vision,
         scale_factor=size.scale_factor,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_id=tokenizer.added_tokens_encoder[IMAGE],
         tie_word_embeddings=False,
         **ids,
     )
@@ -169,8 +167,10 @@ def build(size: Size, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Idef
 def save(folder: Path, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:
     """Writes what `AutoModelForImageTextToText`, `AutoProcessor` and vLLM load."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.float32).save_pretrained(folder)
+    model.float().save_pretrained(folder)
     processor.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def write_random_model(folder: str | Path, size: Size | None = None, *, vocabulary: int = 1024, seed: int = 0) -> Path:

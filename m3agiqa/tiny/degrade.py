@@ -112,7 +112,7 @@ def _bright(pixels: Picture, severity: float, rng: np.random.Generator) -> Pictu
 
 def _banding(pixels: Picture, severity: float, rng: np.random.Generator) -> Picture:
     steps = round(_geometric(10, 1, severity))
-    return np.round(pixels * steps) / steps
+    return (np.rint(pixels * steps) / steps).astype(np.float32)
 
 
 DEGRADATIONS: dict[str, Callable[[Picture, float, np.random.Generator], Picture]] = {
@@ -209,8 +209,7 @@ def _scrambled(pixels: Picture, severity: float, rng: np.random.Generator, where
 
 def _smeared(pixels: Picture, severity: float, rng: np.random.Generator, where: _Where) -> Picture:
     """Streaks: every row of the region takes the colour that it has at one column."""
-    ys, xs = np.nonzero(where)
-    column = int(np.quantile(xs, rng.uniform(0.3, 0.7)))
+    column = int(np.quantile(np.nonzero(where)[1], rng.uniform(0.3, 0.7)))
     return np.broadcast_to(pixels[:, column : column + 1], pixels.shape)
 
 

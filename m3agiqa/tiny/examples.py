@@ -88,8 +88,8 @@ class Match:
 
     @property
     def score(self) -> float:
-        """The correspondence score: what the objects are counts most."""
-        return SCALE_MAX * (0.3 * self.shape + 0.3 * self.colour + 0.2 * self.number + 0.2 * self.place)
+        """The correspondence score: what the objects are counts most, and one miss is never excellent."""
+        return SCALE_MAX * (0.28 * (self.shape + self.colour) + 0.22 * (self.number + self.place))
 
     @property
     def text(self) -> str:
@@ -194,6 +194,7 @@ class Encoder:
     def __init__(self, processor: Any) -> None:
         self.builder = PromptBuilder(processor.tokenizer, image_token=processor.image_token)
         expansion = processor.replace_image_token({"rows": [[0]], "cols": [[0]]}, 0)
+        self.pad_id: int = processor.tokenizer.pad_token_id
         self.image_ids: list[int] = processor.tokenizer(expansion, add_special_tokens=False)["input_ids"]
 
     def expand(self, ids: list[int]) -> list[int]:
@@ -201,17 +202,21 @@ class Encoder:
         at = ids.index(self.builder.image_token_id)
         return ids[:at] + self.image_ids + ids[at + 1 :]
 
-    def encode(self, conversation: Conversation) -> Encoded:
-        """The whole conversation, answers included."""
+    def encode(self, conversation: Conversation, said: list[int] | None = None) -> Encoded:
+        """The whole conversation, answers included.
+
+        Args:
+            said: a description of the model's own in place of the right one; it is not to be learnt then.
+        """
         asked = questions(conversation.aspect, conversation.prompt, "v1")
         first = self.expand(self.builder.first_round(asked))
-        described = self.builder.answer(conversation.description)
+        described = self.builder.answer(conversation.description) if said is None else said
         second = self.builder.second_round(asked)
         rated = self.builder.answer(conversation.word)
         end = self.builder.end_of_answer
         targets = (
             [False] * len(first)
-            + [True] * (len(described) + 1)  # the end of turn, which opens the second round, is the assistant's
+            + [said is None] * (len(described) + 1)  # with the end of turn, which opens the second round
             + [False] * (len(second) - 1)
             + [True] * (len(rated) + 1)
             + [False] * (len(end) - 1)

@@ -154,12 +154,13 @@ def _backdrop(place: str, horizon: float, rng: np.random.Generator, side: int) -
     indoor = place in ("on a wooden table", "on a stone floor")
     if indoor:
         tint = rng.uniform(0.55, 0.8, 3)
-        above = _mix(tuple(tint * 0.8), tuple(tint), v / horizon)
+        above = _mix(tuple(tint * 0.8), tuple(tint), (v / horizon).astype(np.float32))
         above += 0.02 * fractal(rng, side, 0.8)[..., None]
     else:
         clouds = np.clip(0.25 + 0.35 * fractal(rng, side, 1.9, 0.5), 0, 1)
         blue = (0.35, 0.55, 0.85) if place != "in the snow" else (0.62, 0.70, 0.80)
-        above = _mix(blue, (0.82, 0.88, 0.94), np.clip(0.6 * v / horizon + 0.5 * clouds, 0, 1))
+        height = np.clip(0.6 * v / horizon + 0.5 * clouds, 0, 1).astype(np.float32)
+        above = _mix(blue, (0.82, 0.88, 0.94), height)
     ground = _GROUNDS[place](rng, side, v, (v - horizon) / (1 - horizon))
     # A ragged skyline outside, a straight edge inside.
     edge = horizon + (0.0 if indoor or place == "on a calm sea" else 0.012) * fractal(rng, side, 1.5)[:1]
@@ -228,7 +229,7 @@ def _draw(
     return mask
 
 
-_Form = tuple[NDArray[np.float32], NDArray[np.float32]]
+_Form = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 
 def _sphere(p: NDArray[np.float32], q: NDArray[np.float32], light: float) -> _Form:
@@ -284,7 +285,7 @@ def _star(p: NDArray[np.float32], q: NDArray[np.float32], light: float) -> _Form
     length = float(np.hypot(bx - ax, by - ay))
     distance = ((px - ax) * (by - ay) - (py - ay) * (bx - ax)) / length
     facet = ((angle + sector / 2) % sector) < sector / 2
-    return distance.astype(np.float32), np.where(facet == (light > 0), 0.98, 0.66).astype(np.float32)
+    return distance.astype(np.float32), np.where(facet == (light > 0), 0.98, 0.66)
 
 
 _FORMS: dict[str, Callable[[NDArray[np.float32], NDArray[np.float32], float], _Form]] = dict(

@@ -21,7 +21,6 @@ TRAINING_PHOTOGRAPHS = (
     "moon.png",
     "motorcycle_left.png",
     "retina.jpg",
-    "rocket.jpg",
 )
 """Of scikit-image's package; the photographs of the demo are not among them."""
 
@@ -35,7 +34,7 @@ class Sample:
         scene: what is shown; None for a photograph.
         shape_map, colour_map: see `pictures.Rendered`; 0 everywhere for a photograph.
         artefact_map: index into `ARTEFACTS` plus 1 per pixel, 0 where there is none.
-        readable: whether the contents can still be made out.
+        centres: x and y of every object, as fractions of the side.
     """
 
     pixels: NDArray[np.uint8]
@@ -83,38 +82,54 @@ def load_photographs(names: tuple[str, ...] = TRAINING_PHOTOGRAPHS) -> list[Imag
     return [Image.open(folder / name).convert("RGB") for name in names]
 
 
-def make_sample(seed: int, photographs: list[Image.Image]) -> Sample:
-    """The sample of `seed`; one in six is cut from a photograph."""
+@dataclass(frozen=True)
+class Base:
+    """An undamaged picture: what takes longest to make, so it serves for several samples."""
+
+    pixels: NDArray[np.uint8]
+    scene: Scene | None
+    shape_map: NDArray[np.uint8]
+    colour_map: NDArray[np.uint8]
+    centres: tuple[tuple[float, float], ...]
+
+
+def make_base(seed: int, photographs: list[Image.Image]) -> Base:
+    """The undamaged picture of `seed`; one in six is cut from a photograph."""
     rng = np.random.default_rng([seed, 13])
     # Most are drawn at the eye's own size, because that is four times as fast.
     side = 2 * EYE if rng.random() < 0.15 else EYE
-    nothing = np.zeros((side, side), np.uint8)
-    scene, shapes, colours, centres = None, nothing, nothing, ()
     if photographs and rng.random() < 1 / 6:
+        nothing = np.zeros((side, side), np.uint8)
         pixels = _cut(photographs[int(rng.integers(len(photographs)))], rng, side)
-    else:
-        scene = random_scene(rng)
-        rendered = render(scene, seed, side)
-        pixels, shapes, colours, centres = rendered.pixels, rendered.shape_map, rendered.colour_map, rendered.centres
+        return Base(to_bytes(pixels), None, nothing, nothing, ())
+    scene = random_scene(rng)
+    rendered = render(scene, seed, side)
+    return Base(to_bytes(rendered.pixels), scene, rendered.shape_map, rendered.colour_map, rendered.centres)
+
+
+def make_sample(base: Base, rng: np.random.Generator) -> Sample:
+    """`base` with artefacts and degradations by chance."""
+    pixels: Picture = base.pixels.astype(np.float32) / 255.0
     artefacts = _draw_damage(rng, list(ARTEFACTS), (0.45, 0.55))
+    # Under a strong degradation no eye could tell what the artefact is.
     degradations = _draw_damage(rng, list(DEGRADATIONS), (0.25, 0.55, 0.20), 0.5 if artefacts else 1.0)
-    artefact_map = nothing
+    artefact_map = np.zeros_like(base.shape_map)
     for damage in artefacts:
         pixels, where = falsify(pixels, damage, rng)
         artefact_map = (where * (list(ARTEFACTS).index(damage.kind) + 1)).astype(np.uint8)
     for damage in degradations:
         pixels = degrade(pixels, damage, rng)
-    step = side // EYE
+    step = len(pixels) // EYE
     thin = slice(step // 2, None, step)
     return Sample(
         pixels=to_eye(pixels),
-        scene=scene,
+        scene=base.scene,
         degradations=degradations,
         artefacts=artefacts,
-        shape_map=shapes[thin, thin],
-        colour_map=colours[thin, thin],
+        shape_map=base.shape_map[thin, thin],
+        colour_map=base.colour_map[thin, thin],
         artefact_map=artefact_map[thin, thin],
-        centres=centres,
+        centres=base.centres,
     )
 
 
@@ -144,5 +159,7 @@ def _draw_damage(
     """As many damages as `chances` says, none of a kind twice, the severest first."""
     count = int(rng.choice(len(chances), p=chances))
     chosen = rng.choice(kinds, count, replace=False)
+    if {"underexposure", "overexposure"} <= set(chosen):
+        chosen = chosen[:1]
     damages = [Damage(str(kind), float(rng.uniform(0.08, 1.0)) * most) for kind in chosen]
     return tuple(sorted(damages, key=lambda d: -d.severity))

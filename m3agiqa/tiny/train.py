@@ -1,0 +1,151 @@
+"""Trains the tiny model from nothing in two stages on one core, measures it and writes its folder."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
+
+from m3agiqa.tiny.architecture import Size, build, build_processor, save, train_tokenizer
+from m3agiqa.tiny.card import write_card
+from m3agiqa.tiny.examples import Encoder, conversations
+from m3agiqa.tiny.language import train_language
+from m3agiqa.tiny.measure import measure
+from m3agiqa.tiny.pictures import COLOURS, PLACES, SHAPES
+from m3agiqa.tiny.samples import Base, Sample, load_photographs, make_base, make_sample
+from m3agiqa.tiny.vision import initialise, train_eye
+
+HELD_OUT = 1_000_000
+"""Seeds from here on are never trained on."""
+
+DEFAULT_MINUTES = 40.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and on what to train. Counts, not times, so that the same plan gives the same model."""
+
+    bases: int
+    eye_steps: int
+    language_steps: int
+    batch: int = 32
+    eye_rate: float = 1.5e-3
+    language_rate: float = 2e-3
+    language_eye_rate: float = 3e-4
+    test_samples: int = 400
+
+
+def plan_of(minutes: float) -> Plan:
+    """The plan that takes about `minutes` on one core of the machine where the model was made."""
+    return Plan(
+        bases=max(60, int(minutes * 200)),
+        eye_steps=max(2, int(minutes * 25)),
+        language_steps=max(2, int(minutes * 14)),
+    )
+
+
+class Pool:
+    """Pictures to draw samples from: each is mirrored and damaged anew every time."""
+
+    def __init__(self, bases: list[Base], rng: np.random.Generator) -> None:
+        self.bases = bases
+        self.rng = rng
+
+    def draw(self, count: int) -> list[Sample]:
+        """`count` samples by chance."""
+        samples = [make_sample(self.bases[i], self.rng) for i in self.rng.integers(0, len(self.bases), count)]
+        return [s.mirrored() if self.rng.random() < 0.5 else s for s in samples]
+
+
+def train(out: Path, *, minutes: float = DEFAULT_MINUTES, seed: int = 0, log: Callable[[str], None] = print) -> None:
+    """Trains a model and writes it, its `card.json` and its `README.md` to `out`."""
+    began = time.process_time()
+    plan = plan_of(minutes)
+    torch.manual_seed(seed)
+    pool, rng = _pool(plan, seed, log), np.random.default_rng([seed, 3])
+    size = Size()
+    texts = [f"{c.prompt} {c.description}" for s in pool.draw(3000) for c in conversations(s, rng)]
+    processor = build_processor(train_tokenizer(texts), size)
+    model = build(size, processor.tokenizer, seed)
+    _fit(model, processor, pool, plan, rng, log)
+    made = time.process_time() - began
+    results = _results(model, Encoder(processor), plan, seed)
+    save(out, model, processor)
+    card = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "cpu_minutes": round(made / 60, 1),
+        "seed": seed,
+        "minutes": minutes,
+        "plan": asdict(plan),
+        "size": asdict(size),
+        "results": results,
+    }
+    facts = {
+        "image_size": size.image_size,
+        "image_tokens": size.image_tokens,
+        "shapes": ", ".join(f"{shape}s" for shape in SHAPES),
+        "colours": ", ".join(COLOURS),
+        "places": ", ".join(PLACES),
+    }
+    write_card(out, card, facts)
+    log(json.dumps(results, indent=1))
+
+
+def _pool(plan: Plan, seed: int, log: Callable[[str], None]) -> Pool:
+    photographs = load_photographs()
+    first = 1 + seed * 20_000
+    bases = [make_base(first + i, photographs) for i in range(plan.bases)]
+    log(f"{len(bases)} pictures")
+    return Pool(bases, np.random.default_rng([seed, 2]))
+
+
+def _fit(
+    model: Idefics3ForConditionalGeneration,
+    processor: Idefics3Processor,
+    pool: Pool,
+    plan: Plan,
+    rng: np.random.Generator,
+    log: Callable[[str], None],
+) -> None:
+    # Faster than the fused kernels here: these are made for long sequences.
+    model.set_attn_implementation("eager")
+    initialise(model, pool.draw(200))
+    train_eye(model, pool.draw, steps=plan.eye_steps, batch=plan.batch, rate=plan.eye_rate, log=log)
+    train_language(
+        model,
+        Encoder(processor),
+        pool.draw,
+        steps=plan.language_steps,
+        batch=plan.batch,
+        rate=plan.language_rate,
+        eye_rate=plan.language_eye_rate,
+        rng=rng,
+        log=log,
+    )
+    model.set_attn_implementation("sdpa")
+
+
+def _results(
+    model: Idefics3ForConditionalGeneration, encoder: Encoder, plan: Plan, seed: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measured on scenes of unseen seeds, and on crops of photographs of which no other crop was seen."""
+    from m3agiqa.tiny.demo import photographs
+
+    rng = np.random.default_rng([seed, 4])
+    bases = [make_base(HELD_OUT + i, []) for i in range(plan.test_samples)]
+    scenes = [make_sample(base, rng) for base in bases]
+    unseen = [image for image, _ in photographs()]
+    shot: list[Base] = []
+    at = HELD_OUT
+    while len(shot) < plan.test_samples // 4:
+        base = make_base(at, unseen)
+        shot += [base] if base.scene is None else []
+        at += 1
+    return {
+        "scenes": measure(model, encoder, scenes, seed),
+        "photographs": measure(model, encoder, [make_sample(base, rng) for base in shot], seed),
+    }

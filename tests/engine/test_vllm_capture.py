@@ -1,0 +1,199 @@
+"""Capture in a real vLLM engine on the CPU, held against transformers in float32."""
+
+import asyncio
+import importlib.util
+import sys
+
+import pytest
+import torch
+from capture_helpers import Captured, CapturingEngine, Oracle, capturing_engine, random_images, write_random_adapter
+
+from m3agiqa.aspects import Aspect
+from m3agiqa.engine.shared_states import StatesLost
+from m3agiqa.errors import UserError
+
+pytest_asyncio = pytest.importorskip("pytest_asyncio")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
+slow_on_one_loop = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="class")]
+
+IMAGES = 32
+EXACT = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from m3agiqa.tiny.architecture import write_random_model
+
+    return write_random_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def adapters(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    return {aspect: write_random_adapter(model, folder / aspect, seed) for seed, aspect in enumerate(Aspect)}
+
+
+@pytest.fixture(scope="module")
+def oracle(model):
+    return Oracle(model)
+
+
+async def converse_all(engine: CapturingEngine, images, aspects=tuple(Aspect), **kwargs) -> list[tuple[int, Captured]]:
+    """All images and aspects at once; each conversation with its image's number."""
+
+    async def one(number: int, aspect: Aspect) -> tuple[int, Captured]:
+        return number, await engine.converse(images[number], aspect, **kwargs)
+
+    return await asyncio.gather(*(one(number, aspect) for number in range(len(images)) for aspect in aspects))
+
+
+class TestEngine:
+    """One engine with adapters allowed, default sizes, prefix caching."""
+
+    pytestmark = slow_on_one_loop
+
+    @pytest_asyncio.fixture(scope="class", loop_scope="class")
+    async def engine(self, model):
+        async with capturing_engine(model, enable_lora=True, max_loras=3, max_lora_rank=8) as engine:
+            yield engine
+
+    async def test_states_equal_transformers(self, engine, oracle):
+        images = random_images(IMAGES)
+        captured = await converse_all(engine, images)
+        assert len(captured) == IMAGES * len(Aspect)
+        assert sum(c.cached for _, c in captured) > len(captured) * 32, "the prefix cache was not used"
+        assert max(oracle.error(c, images[number]) for number, c in captured) < EXACT
+        assert engine.unread() == []
+
+    async def test_wholly_cached_prompt(self, engine, oracle):
+        (image,) = random_images(1, seed=1)
+        first = await engine.converse(image, Aspect.QUALITY)
+        again = await engine.converse(image, Aspect.QUALITY)
+        assert again.cached >= len(again.ids) // 32 * 32 - 32
+        assert oracle.error(first, image) < EXACT
+        assert oracle.error(again, image) < EXACT
+
+    async def test_idle_engine_has_delivered_when_the_request_returns(self, engine):
+        from m3agiqa.engine.vllm_capture import request_extra_args
+
+        (image,) = random_images(1, seed=2)
+        prompt = await engine.describe(image, Aspect.QUALITY)
+        with engine.inbox.ask() as ticket:
+            output = await engine.generate(prompt, image, 1, extra=request_extra_args(ticket))
+            assert ticket.read(timeout_s=0).shape[0] == len(output.prompt_token_ids)
+
+    async def test_request_that_does_not_ask_gets_nothing(self, engine):
+        (image,) = random_images(1, seed=3)
+        with engine.inbox.ask() as ticket:
+            await engine.describe(image, Aspect.QUALITY)
+            with pytest.raises(StatesLost, match=r"within 0\.2 s"):
+                await ticket.receive(timeout_s=0.2)
+        assert engine.unread() == []
+
+    async def test_aborted_requests_leave_nothing_behind(self, engine, oracle):
+        images = random_images(12, seed=4)
+        # Some end in round 1, some in round 2 before or after their states have left.
+        tasks = [asyncio.create_task(engine.converse(i, Aspect.QUALITY, first=20, second=200)) for i in images]
+        for number, task in enumerate(tasks[:-1]):
+            await asyncio.sleep(0.05 * (number % 3))
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(r) for r in results[:-1]] == [asyncio.CancelledError] * (len(tasks) - 1)
+        assert oracle.error(results[-1], images[-1]) < EXACT
+        assert oracle.error(await engine.converse(images[0], Aspect.AUTHENTICITY), images[0]) < EXACT
+        assert engine.unread() == []
+
+    async def test_three_adapters_equal_peft(self, engine, model, adapters, oracle):
+        from vllm.lora.request import LoRARequest
+
+        images = random_images(8, seed=5)
+        with_adapters = Oracle(model, adapters)
+        captured = {}
+        for n, (aspect, path) in enumerate(adapters.items(), start=1):
+            request = LoRARequest(str(aspect), n, str(path))
+            captured[aspect] = asyncio.create_task(converse_all(engine, images, (aspect,), lora=request))
+        for aspect, task in captured.items():
+            for number, c in await task:
+                assert with_adapters.error(c, images[number], aspect) < EXACT
+                assert oracle.error(c, images[number]) > 0.01, "the adapter had no effect"
+
+
+class TestCrowdedEngine:
+    """So few tokens per step that prompts are cut, and so small a cache that requests are preempted."""
+
+    pytestmark = slow_on_one_loop
+
+    async def test_chunked_and_preempted_prompts(self, model, oracle):
+        images = random_images(8, seed=6)
+        args = {"max_num_batched_tokens": 48, "max_num_seqs": 16, "max_model_len": 320, "num_gpu_blocks_override": 16}
+        async with capturing_engine(model, **args) as engine:
+            captured = await converse_all(engine, images, first=60, second=60)
+            assert min(len(c.ids) for _, c in captured) > 2 * 48
+            assert engine.preemptions[0] > 0
+            assert max(oracle.error(c, images[number]) for number, c in captured) < EXACT
+            assert engine.unread() == []
+
+
+class TestHalfPrecision:
+    pytestmark = slow_on_one_loop
+
+    async def test_bfloat16(self, model, oracle):
+        images = random_images(4, seed=7)
+        async with capturing_engine(model, dtype="bfloat16") as engine:
+            captured = await converse_all(engine, images)
+        for number, c in captured:
+            assert c.states.dtype == torch.bfloat16
+            assert oracle.error(c, images[number]) < 0.05
+
+
+def test_model_without_capture_is_refused():
+    from m3agiqa.engine.vllm_capture import capture_engine_args
+
+    with pytest.raises(UserError, match=r"LlamaForCausalLM.*engine\.kind=transformers"):
+        capture_engine_args(["LlamaForCausalLM"])
+
+
+@pytest.mark.parametrize("version", ["0.31.4", "0.33.0", "1.0.0"])
+def test_other_vllm_is_refused(monkeypatch, version):
+    import vllm
+
+    from m3agiqa.engine.vllm_plugins import check_vllm
+
+    monkeypatch.setattr(vllm, "__version__", version)
+    with pytest.raises(UserError, match=rf"vLLM {version}.*>=0.32,<0.33.*pip install"):
+        check_vllm()
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1+cpu"])
+def test_this_vllm_is_taken(monkeypatch, version):
+    import vllm
+
+    from m3agiqa.engine.vllm_plugins import check_vllm
+
+    monkeypatch.setattr(vllm, "__version__", version)
+    check_vllm()
+
+
+def test_plugin_imports_nothing_heavy():
+    import subprocess
+
+    code = "import sys, m3agiqa.engine.vllm_plugins; print([m for m in ('vllm', 'torch') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_registered_models_are_vllms_own_with_states():
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
+    from vllm.model_executor.models.minicpmv import MiniCPMV
+
+    from m3agiqa.engine.vllm_plugins import MODELS, register
+
+    register()
+    register()
+    for architecture, parent in zip(MODELS, (Idefics3ForConditionalGeneration, MiniCPMV), strict=True):
+        model = ModelRegistry._try_load_model_cls(architecture)
+        assert model is not None
+        assert issubclass(model, parent)
+        assert model.__name__.endswith("WithStates")
