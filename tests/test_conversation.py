@@ -59,8 +59,8 @@ def test_published_wording_is_that_of_the_released_conversations():
     )
     assert asked.second == (
         "Now based on your analysis, could you please help to rate the image based on it's overall quality? "
-        "Please give me one word from the list [bad, poor, fair, good, excellent]. Notice that quality word in the list means from "
-        "low to high."
+        "Please give me one word from the list [bad, poor, fair, good, excellent]. "
+        "Notice that quality word in the list means from low to high."
     )
 
 

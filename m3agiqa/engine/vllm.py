@@ -60,6 +60,8 @@ class VllmEngine:
     def close(self) -> None:
         """Ends the engine's process."""
         self._engine.shutdown()
+        # While Python goes down, its destructor would find half of the interpreter gone.
+        self._engine = None
 
     async def _assess(self, item: Item) -> Outcome:
         image = Image.fromarray(item.pixels)

@@ -60,7 +60,7 @@ class Size:
     vision_mlp: int = 384
     vision_heads: int = 3
     text_width: int = 192
-    text_layers: int = 3
+    text_layers: int = 4
     text_mlp: int = 512
     text_head_dim: int = 64
 

@@ -24,12 +24,14 @@ class Conversation:
 
     Attributes:
         score: the true score, which decides the rating word; None where the truth is not known.
+        match: how far the items of the prompt are met, where that was asked and is known.
     """
 
     aspect: Aspect
     prompt: str | None
     description: str
     score: float | None
+    match: "Match | None" = None
 
     @property
     def word(self) -> str:
@@ -102,6 +104,9 @@ class Match:
         return f"{', '.join(verdicts)} and the place {place}.".capitalize()
 
 
+_NOTHING = Match(0.0, 0.0, 0.0, 0.0)
+
+
 def compare(shown: Scene, asked: Scene) -> Match:
     """How well `shown` meets `asked`; both have equally many groups."""
     pairs = list(zip(shown.groups, asked.groups, strict=True))
@@ -121,15 +126,16 @@ def correspondence(sample: Sample, rng: np.random.Generator) -> Conversation:
         asked = random_scene(rng).text if chance < 0.5 else foreign_prompt(rng)
         known = chance < 0.5
         verdict = "The prompt asks for something else." if known else "Whether the prompt fits cannot be told."
-        return Conversation(Aspect.CORRESPONDENCE, _styled(asked, rng), f"{shown} {verdict}", 0.0 if known else None)
+        met = _NOTHING if known else None
+        return Conversation(Aspect.CORRESPONDENCE, _styled(asked, rng), f"{shown} {verdict}", met and met.score, met)
     if chance < 0.12:
         verdict = "The prompt asks for something else."
-        return Conversation(Aspect.CORRESPONDENCE, foreign_prompt(rng), f"{shown} {verdict}", 0.0)
+        return Conversation(Aspect.CORRESPONDENCE, foreign_prompt(rng), f"{shown} {verdict}", 0.0, _NOTHING)
     changes = 0 if chance < 0.40 else int(rng.integers(1, 5))
     asked_scene = altered(sample.scene, changes, rng)
     match = compare(sample.scene, asked_scene)
     prompt = _styled(asked_scene.text, rng)
-    return Conversation(Aspect.CORRESPONDENCE, prompt, f"{shown} {match.text}", match.score)
+    return Conversation(Aspect.CORRESPONDENCE, prompt, f"{shown} {match.text}", match.score, match)
 
 
 def altered(scene: Scene, changes: int, rng: np.random.Generator) -> Scene:
@@ -180,11 +186,12 @@ class Encoded:
 
     Attributes:
         targets: whether the token is the assistant's, and so one to learn.
-        rating_at: the position of the rating word.
+        described_at, rating_at: the positions where the two answers begin.
     """
 
     ids: list[int]
     targets: list[bool]
+    described_at: int
     rating_at: int
 
 
@@ -196,6 +203,12 @@ class Encoder:
         expansion = processor.replace_image_token({"rows": [[0]], "cols": [[0]]}, 0)
         self.pad_id: int = processor.tokenizer.pad_token_id
         self.image_ids: list[int] = processor.tokenizer(expansion, add_special_tokens=False)["input_ids"]
+
+    def opening(self, conversation: Conversation) -> Encoded:
+        """The conversation up to where the description begins."""
+        asked = questions(conversation.aspect, conversation.prompt, "v1")
+        ids = self.expand(self.builder.first_round(asked))
+        return Encoded(ids, [False] * len(ids), len(ids), len(ids))
 
     def expand(self, ids: list[int]) -> list[int]:
         """`ids` with the one image placeholder replaced by the image's tokens."""
@@ -222,4 +235,4 @@ class Encoder:
             + [False] * (len(end) - 1)
         )
         before = len(first) + len(described) + len(second)
-        return Encoded(first + described + second + rated + end, targets, before)
+        return Encoded(first + described + second + rated + end, targets, len(first), before)

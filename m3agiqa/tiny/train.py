@@ -13,16 +13,18 @@ from transformers import Idefics3ForConditionalGeneration, Idefics3Processor
 from m3agiqa.tiny.architecture import Size, build, build_processor, save, train_tokenizer
 from m3agiqa.tiny.card import write_card
 from m3agiqa.tiny.examples import Encoder, conversations
-from m3agiqa.tiny.language import train_language
+from m3agiqa.tiny.heads import Heads
 from m3agiqa.tiny.measure import measure
 from m3agiqa.tiny.pictures import COLOURS, PLACES, SHAPES
 from m3agiqa.tiny.samples import Base, Sample, load_photographs, make_base, make_sample
-from m3agiqa.tiny.vision import initialise, train_eye
+from m3agiqa.tiny.stages import learn_to_see, learn_to_speak
+from m3agiqa.tiny.talks import Teacher
+from m3agiqa.tiny.vision import initialise
 
 HELD_OUT = 1_000_000
 """Seeds from here on are never trained on."""
 
-DEFAULT_MINUTES = 40.0
+DEFAULT_MINUTES = 20.0
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,11 @@ class Plan:
     """How long and on what to train. Counts, not times, so that the same plan gives the same model."""
 
     bases: int
-    eye_steps: int
-    language_steps: int
+    see_steps: int
+    say_steps: int
     batch: int = 32
-    eye_rate: float = 1.5e-3
-    language_rate: float = 2e-3
-    language_eye_rate: float = 3e-4
+    rate: float = 1.5e-3
+    eye_rate: float = 5e-4
     test_samples: int = 400
 
 
@@ -43,8 +44,8 @@ def plan_of(minutes: float) -> Plan:
     """The plan that takes about `minutes` on one core of the machine where the model was made."""
     return Plan(
         bases=max(60, int(minutes * 200)),
-        eye_steps=max(2, int(minutes * 25)),
-        language_steps=max(2, int(minutes * 14)),
+        see_steps=max(2, int(minutes * 22)),
+        say_steps=max(2, int(minutes * 13)),
     )
 
 
@@ -114,18 +115,12 @@ def _fit(
     # Faster than the fused kernels here: these are made for long sequences.
     model.set_attn_implementation("eager")
     initialise(model, pool.draw(200))
-    train_eye(model, pool.draw, steps=plan.eye_steps, batch=plan.batch, rate=plan.eye_rate, log=log)
-    train_language(
-        model,
-        Encoder(processor),
-        pool.draw,
-        steps=plan.language_steps,
-        batch=plan.batch,
-        rate=plan.language_rate,
-        eye_rate=plan.language_eye_rate,
-        rng=rng,
-        log=log,
-    )
+    heads, teacher = Heads(model), Teacher(model, Encoder(processor), rng)
+    model.train()
+    how = {"batch": plan.batch, "rate": plan.rate}
+    learn_to_see(model, heads, teacher, pool.draw, log, steps=plan.see_steps, **how)
+    learn_to_speak(model, heads, teacher, pool.draw, log, steps=plan.say_steps, eye_rate=plan.eye_rate, **how)
+    model.eval()
     model.set_attn_implementation("sdpa")
 
 

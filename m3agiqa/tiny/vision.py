@@ -1,4 +1,4 @@
-"""Stage 1: the eye. It learns what is known of every picture before any word is spoken.
+"""The eye before its training, and what it sees.
 
 A randomly initialised patch embedding of this size never learns to see noise or blur in minutes.
 So the eye starts from a whitened DCT of its patches, its first MLP from absolute values and its second
@@ -7,18 +7,15 @@ handcrafted measure of sharpness would start from.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import Idefics3ForConditionalGeneration
 
-from m3agiqa.aspects import SCALE_MAX
-from m3agiqa.tiny.degrade import ARTEFACTS, DEGRADATIONS
-from m3agiqa.tiny.pictures import COLOURS, EYE, PLACES, SHAPES
 from m3agiqa.tiny.samples import Sample
 
 _CHROMA_BANDS = 7
@@ -68,6 +65,19 @@ def initialise(model: Idefics3ForConditionalGeneration, samples: Sequence[Sample
     _set(first.mlp.fc2.weight, local, count, membership)
     _set(second.self_attn.v_proj.weight, 0, local, 2 * torch.eye(summed))
     _set(second.self_attn.out_proj.weight, whole, 0, torch.eye(summed))
+    colours = [int((bands == band).nonzero()[0]) for band in (0, 2 * conv.kernel_size[0] - 1, summed - _CHROMA_BANDS)]
+    _join_patches(model.model.connector.modality_projection.proj.weight, conv.out_channels, range(local, spot), colours)
+
+
+def _join_patches(weight: Tensor, width: int, energies: range, colours: list[int]) -> None:
+    """Lets the connector begin with the mean energies of a token's patches, and with the colour of each."""
+    patches = weight.shape[1] // width
+    mean = torch.zeros(len(energies), patches, width)
+    mean[torch.arange(len(energies)), :, torch.tensor(energies)] = 1 / patches
+    single = torch.zeros(patches, len(colours), patches, width)
+    for patch in range(patches):
+        single[patch, torch.arange(len(colours)), patch, colours] = 1
+    _set(weight, 0, 0, torch.cat([mean.flatten(1), single.flatten(0, 1).flatten(1)]))
 
 
 def _set(weight: Tensor, row: int, column: int, block: Tensor) -> None:
@@ -100,138 +110,3 @@ def _places(side: int) -> Tensor:
     y, x = torch.meshgrid(at, at, indexing="ij")
     waves = [f(k * axis) for k in (0.5, 1, 2) for axis in (x, y) for f in (torch.sin, torch.cos)]
     return torch.stack([w.flatten() for w in waves], 1)
-
-
-class Heads(nn.Module):
-    """What stage 1 reads off the eye; thrown away afterwards.
-
-    Per patch: shape, colour and artefact. Per image token: object centres. Per image: severities,
-    the two scores, the place, and number, colour and shape of the groups.
-    """
-
-    def __init__(self, model: Idefics3ForConditionalGeneration) -> None:
-        super().__init__()
-        config: Any = model.config
-        width, tokens = config.vision_config.hidden_size, config.text_config.hidden_size
-        self.patch = nn.Linear(width, (1 + len(SHAPES)) + (1 + len(COLOURS)) + (1 + len(ARTEFACTS)))
-        self.centres = nn.Linear(tokens, 1)
-        self.query = nn.Parameter(torch.randn(8, tokens) * 0.1)
-        sizes = [len(DEGRADATIONS) + 1, len(ARTEFACTS) + 1, 1 + len(PLACES), *_group_sizes()]
-        self.sizes = sizes
-        self.image = nn.Sequential(nn.Linear(8 * tokens, 256), nn.GELU(), nn.Linear(256, sum(sizes)))
-
-    def forward(self, patches: Tensor, tokens: Tensor) -> dict[str, Any]:
-        attention = (tokens @ self.query.T / math.sqrt(tokens.shape[-1])).softmax(1)
-        pooled = torch.einsum("btq,btw->bqw", attention, tokens).flatten(1)
-        return {
-            "patch": self.patch(patches).split([1 + len(SHAPES), 1 + len(COLOURS), 1 + len(ARTEFACTS)], -1),
-            "centres": self.centres(tokens)[..., 0],
-            "image": self.image(pooled).split(self.sizes, -1),
-        }
-
-
-def _group_sizes() -> list[int]:
-    """Number, colour and shape of the left and of the right group; the last of each: no such group."""
-    return [4, 1 + len(COLOURS), 1 + len(SHAPES)] * 2
-
-
-def targets_of(samples: Sequence[Sample], patch: int, tokens_per_side: int) -> dict[str, Any]:
-    """The truth in the form that `loss_of` compares with the heads' output."""
-    middle = slice(patch // 2, EYE, patch)
-    maps = [
-        torch.from_numpy(np.stack([getattr(s, name)[middle, middle] for s in samples]).astype(np.int64)).flatten(1)
-        for name in ("shape_map", "colour_map", "artefact_map")
-    ]
-    centres = np.zeros((len(samples), tokens_per_side, tokens_per_side), np.float32)
-    for sample, cells in zip(samples, centres, strict=True):
-        for x, y in sample.centres:
-            cells[min(int(y * tokens_per_side), tokens_per_side - 1), min(int(x * tokens_per_side), 3)] += 1
-    return {
-        "patch": maps,
-        "centres": torch.from_numpy(centres).flatten(1),
-        "degradations": torch.tensor([_severities(s.degradations, DEGRADATIONS, s.quality) for s in samples]),
-        "artefacts": torch.tensor([_severities(s.artefacts, ARTEFACTS, s.authenticity) for s in samples]),
-        "classes": torch.tensor([_classes(s) for s in samples]),
-        "readable": torch.tensor([s.readable for s in samples]),
-    }
-
-
-def _severities(damages: Sequence[Any], kinds: dict[str, Any], score: float) -> list[float]:
-    by_kind = {d.kind: d.severity for d in damages}
-    return [*(by_kind.get(kind, 0.0) for kind in kinds), score / SCALE_MAX]
-
-
-def _classes(sample: Sample) -> list[int]:
-    colours = list(COLOURS)
-    if sample.scene is None:
-        return [len(PLACES), *[3, len(COLOURS), len(SHAPES)] * 2]
-    groups = sample.scene.groups
-    found = [[g.count - 1, colours.index(g.colour), SHAPES.index(g.shape)] for g in groups]
-    found += [[3, len(COLOURS), len(SHAPES)]] * (2 - len(groups))
-    return [PLACES.index(sample.scene.place), *found[0], *found[1]]
-
-
-def loss_of(out: dict[str, Any], truth: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-    """The stage-1 loss and its parts."""
-    parts: dict[str, Tensor] = {}
-    for name, logits, target in zip(("shape", "colour", "artefact"), out["patch"], truth["patch"], strict=True):
-        parts[f"patch {name}"] = F.cross_entropy(logits.float().flatten(0, 1), target.flatten())
-    parts["centres"] = F.mse_loss(out["centres"].float(), truth["centres"])
-    degraded, falsified, *classes = (o.float() for o in out["image"])
-    parts["degradations"] = 10 * F.mse_loss(degraded.sigmoid(), truth["degradations"])
-    parts["artefacts"] = 10 * F.mse_loss(falsified.sigmoid(), truth["artefacts"])
-    keep = truth["readable"]
-    for i, logits in enumerate(classes):
-        parts[f"class {i}"] = 0.3 * F.cross_entropy(logits[keep], truth["classes"][keep, i])
-    total = torch.stack(list(parts.values())).sum()
-    return total, {name: part.item() for name, part in parts.items()}
-
-
-def see(model: Idefics3ForConditionalGeneration, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Patch features and image tokens of a batch of pixel values."""
-    output = model.model.get_image_features(images[:, None])
-    return output.last_hidden_state, output.pooler_output
-
-
-def train_eye(
-    model: Idefics3ForConditionalGeneration,
-    draw: Callable[[int], list[Sample]],
-    *,
-    steps: int,
-    batch: int,
-    rate: float,
-    log: Callable[[str], None],
-) -> Heads:
-    """Trains vision tower and connector for `steps` batches of `draw(batch)`; returns the heads."""
-    heads = Heads(model)
-    config: Any = model.config.vision_config
-    per_side = config.image_size // config.patch_size // model.config.scale_factor
-    learned = [*model.model.vision_model.parameters(), *model.model.connector.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
-    model.train()
-    for step in range(steps):
-        samples = draw(batch)
-        truth = targets_of(samples, config.patch_size, per_side)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = heads(*see(model, pixel_values([s.pixels for s in samples])))
-        loss, parts = loss_of(out, truth)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0 or step == steps - 1:
-            log(f"eye {step}/{steps} loss {loss.item():.3f} " + " ".join(f"{k} {v:.2f}" for k, v in parts.items()))
-    return heads
-
-
-def warm_cosine(steps: int) -> Callable[[int], float]:
-    """A learning rate that rises over the first steps and falls to a fiftieth along a cosine."""
-    warm = min(100, 1 + steps // 10)
-
-    def factor(step: int) -> float:
-        done = min(step / max(steps, 1), 1.0)
-        return min((step + 1) / warm, 1.0) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-
-    return factor

@@ -16,10 +16,10 @@ from m3agiqa.conversation import parse_rating, questions
 from m3agiqa.engine.prompting import PromptBuilder
 from m3agiqa.tiny.architecture import Size, write_random_model
 from m3agiqa.tiny.examples import Conversation, Encoder, altered, compare, conversations
-from m3agiqa.tiny.language import choose, collate, hidden_states
 from m3agiqa.tiny.measure import ask, spearman
 from m3agiqa.tiny.pictures import Group, Scene
 from m3agiqa.tiny.samples import make_base, make_sample
+from m3agiqa.tiny.talks import choose, collate, states_of
 from m3agiqa.tiny.vision import pixel_values
 
 MODEL = Path(str(files("m3agiqa.tiny"))) / "model"
@@ -105,7 +105,7 @@ def test_one_look_at_an_image_serves_all_of_its_conversations(model, encoder, sa
     talks = choose(samples[:3], np.random.default_rng(2))
     batch = collate(samples[:3], talks, [encoder.encode(c) for _, c in talks], encoder.pad_id)
     with torch.no_grad():
-        shared = hidden_states(model, batch)
+        shared = states_of(model, batch).last
         row = int(batch.mask.sum(1).argmin())
         length = int(batch.mask[row].sum())
         image = batch.images[batch.image_of[row]][None, None]
