@@ -29,9 +29,13 @@ def rows_of(output: Path | str) -> list[dict]:
     return Output(str(output)).rows().to_pylist()
 
 
-def test_every_bad_input_gives_exactly_one_row_and_never_a_zero(tmp_path):
+@pytest.mark.parametrize("kind", ["simulated", "vllm"])
+def test_every_bad_input_gives_exactly_one_row_and_never_a_zero(tmp_path, kind):
     expected = write_bad_inputs(tmp_path / "in")
-    manifest = run_scoring(config(), str(tmp_path / "in" / "manifest.csv"), str(tmp_path / "out"))
+    if kind == "vllm":
+        # 50 kB of prompt are more than the model's context; without a model there is no context.
+        expected["long_prompt"] = "rejected"
+    manifest = run_scoring(config(f"engine.kind={kind}"), str(tmp_path / "in" / "manifest.csv"), str(tmp_path / "out"))
     rows = {row["id"]: row for row in rows_of(tmp_path / "out")}
     assert {case: row["status"] for case, row in rows.items()} == expected
     assert sum(manifest.counts.values()) == len(expected) == len(rows_of(tmp_path / "out"))
@@ -43,6 +47,18 @@ def test_every_bad_input_gives_exactly_one_row_and_never_a_zero(tmp_path):
         else:
             assert row["quality_rating_score"] is not None
             assert (row["correspondence_rating_score"] is None) == (row["prompt"] is None)
+
+
+def test_a_folder_of_bad_files_gives_a_row_for_each_file(tmp_path):
+    write_bad_inputs(tmp_path / "in")
+    (tmp_path / "in" / "manifest.csv").unlink()
+    (tmp_path / "in" / "good.txt").write_text("a red fox <image>")
+    run_scoring(config(), str(tmp_path / "in"), str(tmp_path / "out"))
+    rows = {row["id"]: row for row in rows_of(tmp_path / "out")}
+    assert set(rows) == {file.name for file in (tmp_path / "in").iterdir() if file.suffix != ".txt"}
+    assert rows["good.png"]["prompt"] == "a red fox <image>"
+    assert rows["cmyk.jpg"]["prompt"] is None
+    assert rows["cmyk.jpg"]["error"] == "correspondence: not judged, the row has no prompt"
 
 
 def test_a_run_goes_on_with_what_is_new(tmp_path, demo_corpus):
