@@ -93,6 +93,15 @@ class ScoringConfig(_Section):
         return value
 
 
+class CaptureConfig(_Section):
+    """What is kept of each conversation for a predictor, beside the rating words' probabilities."""
+
+    kind: Literal["none", "states", "top_k", "logits"] = Field(
+        "none", description="none, states (last hidden states), top_k or logits (per position; small vocabularies)"
+    )
+    top_k: int = Field(20, gt=0, description="Logits kept per position where kind is top_k")
+
+
 class CorpusConfig(_Section):
     """How the input's columns are named."""
 
@@ -139,6 +148,7 @@ class RunConfig(_Section):
     model: ModelConfig = ModelConfig.model_construct()
     engine: EngineConfig = EngineConfig.model_construct()
     scoring: ScoringConfig = ScoringConfig.model_construct()
+    capture: CaptureConfig = CaptureConfig.model_construct()
     corpus: CorpusConfig = CorpusConfig.model_construct()
     images: ImageConfig = ImageConfig.model_construct()
     ray: RayConfig = RayConfig.model_construct()

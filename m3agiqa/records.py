@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from m3agiqa.aspects import RATING_WORDS, Aspect, expected_score
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Status(StrEnum):
@@ -22,6 +25,19 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
+class Captured:
+    """What was kept of the conversation [image, question 1, description, question 2], `tokens` positions.
+
+    Attributes:
+        values: [tokens, hidden] last hidden states after the final norm, or logits [tokens, vocabulary or k].
+        ids: [tokens, k] the tokens that top-k logits belong to; None for the other kinds.
+    """
+
+    values: "torch.Tensor"
+    ids: "torch.Tensor | None" = None
+
+
+@dataclass(frozen=True)
 class Assessment:
     """What an engine says of one aspect of one image.
 
@@ -33,8 +49,10 @@ class Assessment:
             that the answer of round 2 begins with that word; a word of several tokens counts all of
             them. None where the engine cannot tell.
         prompt_tokens: tokens of the second round's prompt, image and description included.
-        generated_tokens: tokens that both rounds generated.
+        generated_tokens: tokens that both rounds generated, their end tokens not counted.
         finish_reason: `stop`, or `length` where the description was cut at its limit.
+        captured: what the engine kept of the second round's prompt for a predictor, if it was asked to;
+            never written to a file of scores.
     """
 
     description: str
@@ -44,6 +62,7 @@ class Assessment:
     prompt_tokens: int
     generated_tokens: int
     finish_reason: str
+    captured: "Captured | None" = None
 
 
 # Suffix -> (Arrow type, meaning). Each aspect has one column `{aspect}_{suffix}` of each.

@@ -14,6 +14,7 @@ LAYERS: list[set[str]] = [
     {"config"},
     {"corpus"},
     {"models"},
+    {"predictor"},
     {"engine"},
     {"tiny"},
     {"runs", "scoring"},

@@ -89,6 +89,12 @@ class PromptBuilder:
         ids = [self.tokenizer.eos_token_id, *self.end_of_answer[:1]]
         return tuple(dict.fromkeys(int(i) for i in ids if i is not None and i in self.control_ids))
 
+    def split_end(self, ids: Sequence[int]) -> tuple[list[int], bool]:
+        """An answer's ids without its end token, and whether it has none: it was cut at its limit."""
+        if ids and ids[-1] in self.stop_ids:
+            return list(ids[:-1]), False
+        return list(ids), True
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

@@ -15,11 +15,12 @@ from m3agiqa import conversation
 from m3agiqa.aspects import Aspect
 from m3agiqa.config import RunConfig
 from m3agiqa.engine.base import Item, ItemRejected, Outcome
+from m3agiqa.engine.capture import Keeper
 from m3agiqa.engine.context import check_context
 from m3agiqa.engine.prompting import load_processor, prompt_builder
 from m3agiqa.engine.rating import prefixes, rating_probs
 from m3agiqa.models import context_length, model_folder
-from m3agiqa.records import Assessment
+from m3agiqa.records import Assessment, Captured
 
 
 @dataclass
@@ -35,6 +36,7 @@ class _Talk:
     cut: bool = False
     rating: list[int] = field(default_factory=list)
     logprobs: dict[tuple[int, ...], dict[int, float]] = field(default_factory=dict)
+    captured: Captured | None = None
 
 
 class TransformersEngine:
@@ -51,6 +53,7 @@ class TransformersEngine:
         self._context = context_length(folder, config.model)
         self._processor = load_processor(folder, config.model)
         self._builder = prompt_builder(folder, config.model, self._processor)
+        self._keeper = Keeper(config.capture, folder)
         device = config.engine.device
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         dtype = config.model.dtype if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
@@ -85,6 +88,8 @@ class TransformersEngine:
             batch = talks[start : start + self._batch_size]
             self._describe(batch)
             self._rate(batch)
+            if self._keeper.wanted:
+                self._capture(batch)
         for talk in talks:
             found = outcomes[talk.item]
             assert isinstance(found, dict)
@@ -120,8 +125,7 @@ class TransformersEngine:
         prompts = [talk.ids for talk in talks]
         generated, _ = self._generate(talks, prompts, self._scoring.max_description_tokens)
         for talk, ids in zip(talks, generated, strict=True):
-            talk.cut = not (ids and ids[-1] in self._builder.stop_ids)
-            talk.description = ids if talk.cut else ids[:-1]
+            talk.description, talk.cut = self._builder.split_end(ids)
 
     def _rate(self, talks: list[_Talk]) -> None:
         for talk in talks:
@@ -135,24 +139,20 @@ class TransformersEngine:
             for talk, ids, row in zip(talks, generated, logprobs, strict=True):
                 talk.logprobs[prefix] = dict(zip(tokens, row, strict=True))
                 if not prefix:
-                    talk.rating = ids
+                    talk.rating, _ = self._builder.split_end(ids)
 
     def _generate(
         self, talks: list[_Talk], prompts: list[list[int]], max_new_tokens: int
     ) -> tuple[list[list[int]], torch.Tensor]:
         """Greedy continuations (their end token included) and the logits [batch, vocabulary] of the first token."""
-        width = max(map(len, prompts))
-        pad = self._builder.stop_ids[0]
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self._device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
+        inputs = self._inputs(talks, prompts)
+        width = inputs["input_ids"].shape[1]
         out = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            **self._image_inputs(talks, ids),
+            **inputs,
             do_sample=False,
             max_new_tokens=max_new_tokens,
             eos_token_id=list(self._builder.stop_ids),
-            pad_token_id=pad,
+            pad_token_id=self._builder.stop_ids[0],
             suppress_tokens=sorted(self._builder.control_ids - set(self._builder.stop_ids)),
             output_logits=True,
             return_dict_in_generate=True,
@@ -162,8 +162,25 @@ class TransformersEngine:
         self._counts["generated_tokens"] += sum(map(len, answers))
         return answers, out.logits[0]
 
-    def _image_inputs(self, talks: list[_Talk], ids: torch.Tensor) -> dict[str, Any]:
-        inputs: dict[str, Any] = {}
+    def _capture(self, talks: list[_Talk]) -> None:
+        """The states of the second round's prompts, without their padding."""
+        # Padded on the right: a plain forward counts positions from the left edge.
+        inputs = self._inputs(talks, [talk.ids for talk in talks], left=False)
+        states = self._model.model(**inputs).last_hidden_state
+        for talk, row, mask in zip(talks, states, inputs["attention_mask"], strict=True):
+            talk.captured = self._keeper.keep(row[mask.bool()])
+
+    def _inputs(self, talks: list[_Talk], prompts: list[list[int]], *, left: bool = True) -> dict[str, Any]:
+        """What the model takes for some prompts of different lengths: padded, on the left to generate from."""
+        width = max(map(len, prompts))
+        pad = self._builder.stop_ids[0]
+        ids = torch.full((len(prompts), width), pad, device=self._device)
+        mask = torch.zeros_like(ids)
+        for i, prompt in enumerate(prompts):
+            at = slice(width - len(prompt), width) if left else slice(0, len(prompt))
+            ids[i, at] = torch.tensor(prompt, device=self._device)
+            mask[i, at] = 1
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         for key in talks[0].image:
             if key == "mm_token_type_ids":
                 inputs[key] = (ids == self._builder.image_token_id).long()
@@ -190,6 +207,7 @@ class TransformersEngine:
             prompt_tokens=len(talk.ids),
             generated_tokens=len(talk.description) + len(talk.rating),
             finish_reason="length" if talk.cut else "stop",
+            captured=talk.captured,
         )
 
 

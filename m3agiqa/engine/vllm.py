@@ -5,9 +5,11 @@ prompt) lies in the prefix cache, and the other aspects and the second rounds co
 """
 
 import asyncio
+import contextlib
 import itertools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -16,11 +18,13 @@ from m3agiqa import conversation
 from m3agiqa.aspects import Aspect
 from m3agiqa.config import RunConfig
 from m3agiqa.engine.base import Item, ItemFailed, ItemRejected, Outcome
+from m3agiqa.engine.capture import Keeper
 from m3agiqa.engine.context import check_context
 from m3agiqa.engine.prompting import prompt_builder
 from m3agiqa.engine.rating import prefixes, rating_probs
+from m3agiqa.engine.shared_states import StatesInbox, StatesLost, StatesTicket
 from m3agiqa.errors import UserError
-from m3agiqa.models import context_length, model_folder
+from m3agiqa.models import context_length, model_config_json, model_folder
 from m3agiqa.records import Assessment
 
 if TYPE_CHECKING:
@@ -43,7 +47,9 @@ class VllmEngine:
         self._scoring = config.scoring
         self._context = context_length(folder, config.model)
         self._builder = prompt_builder(folder, config.model)
-        self._engine, self._tally = _start(config, str(folder), self._context)
+        self._keeper = Keeper(config.capture, folder)
+        self._inbox = StatesInbox() if self._keeper.wanted else None
+        self._engine, self._tally = _start(config, folder, self._context, capture=self._keeper.wanted)
         self._numbers = itertools.count()
         self._counts = {"images": 0.0, "conversations": 0.0}
         self._banned = dict.fromkeys(sorted(self._builder.control_ids - set(self._builder.stop_ids)), _NEVER)
@@ -62,6 +68,8 @@ class VllmEngine:
         self._engine.shutdown()
         # While Python goes down, its destructor would find half of the interpreter gone.
         self._engine = None
+        if self._inbox is not None:
+            self._inbox.close()
 
     async def _assess(self, item: Item) -> Outcome:
         image = Image.fromarray(item.pixels)
@@ -91,11 +99,13 @@ class VllmEngine:
         answer = await self._generate(first, image, self._scoring.max_description_tokens, started=started)
         assert answer.prompt_token_ids is not None
         check_context(len(answer.prompt_token_ids), len(second), self._scoring, self._context)
-        description, cut = self._answer_ids(answer)
+        description, cut = self._builder.split_end(answer.outputs[0].token_ids)
         prompt = first + description + second
-        rated, logprobs = await self._rate(prompt, image)
+        with self._inbox.ask() if self._inbox is not None else contextlib.nullcontext() as ticket:
+            rated, logprobs = await self._rate(prompt, image, ticket)
+            captured = self._keeper.keep(await ticket.receive()) if ticket is not None else None
         assert rated.prompt_token_ids is not None
-        rating_ids, _ = self._answer_ids(rated)
+        rating_ids, _ = self._builder.split_end(rated.outputs[0].token_ids)
         text = self._builder.decode(rating_ids)
         return Assessment(
             description=self._builder.decode(description),
@@ -105,17 +115,19 @@ class VllmEngine:
             prompt_tokens=len(rated.prompt_token_ids),
             generated_tokens=len(description) + len(rating_ids),
             finish_reason="length" if cut else "stop",
+            captured=captured,
         )
 
     async def _rate(
-        self, prompt: list[int], image: Image.Image
+        self, prompt: list[int], image: Image.Image, ticket: StatesTicket | None
     ) -> tuple["RequestOutput", dict[tuple[int, ...], dict[int, float]]]:
         """Round 2, and the log-probabilities that the rating words' probabilities need."""
         needed = prefixes(self._builder.rating_ids)
 
         async def ask(prefix: tuple[int, ...], tokens: tuple[int, ...]) -> "RequestOutput":
             length = 1 if prefix else self._scoring.max_rating_tokens
-            return await self._generate(prompt + list(prefix), image, length, tokens)
+            states = None if prefix else ticket
+            return await self._generate(prompt + list(prefix), image, length, tokens, ticket=states)
 
         outputs = await asyncio.gather(*(ask(prefix, tokens) for prefix, tokens in needed.items()))
         logprobs: dict[tuple[int, ...], dict[int, float]] = {}
@@ -132,9 +144,14 @@ class VllmEngine:
         max_tokens: int,
         logprobs_of: tuple[int, ...] = (),
         started: asyncio.Event | None = None,
+        ticket: StatesTicket | None = None,
     ) -> "RequestOutput":
         prompt: Any = {"prompt_token_ids": ids, "multi_modal_data": {"image": image}}
         params = self._params(max_tokens, logprobs_of, stream=started is not None)
+        if ticket is not None:
+            from m3agiqa.engine.vllm_capture import request_extra_args
+
+            params.extra_args = request_extra_args(ticket)
         last = None
         async for output in self._engine.generate(prompt, params, f"r{next(self._numbers)}"):
             if started is not None:
@@ -157,14 +174,6 @@ class VllmEngine:
             output_kind=RequestOutputKind.CUMULATIVE if stream else RequestOutputKind.FINAL_ONLY,
         )
 
-    def _answer_ids(self, output: "RequestOutput") -> tuple[list[int], bool]:
-        """The answer's ids without the end token, and whether it was cut at its limit."""
-        answer = output.outputs[0]
-        ids = list(answer.token_ids)
-        if ids and ids[-1] in self._builder.stop_ids:
-            return ids[:-1], False
-        return ids, True
-
 
 class _Tally:
     """Sums up what vLLM reports of each step; handed to it as a stat logger."""
@@ -176,7 +185,7 @@ class _Tally:
         self.totals[name] = self.totals.get(name, 0.0) + value
 
 
-def _start(config: RunConfig, folder: str, context: int) -> tuple[Any, _Tally]:
+def _start(config: RunConfig, folder: Path, context: int, *, capture: bool) -> tuple[Any, _Tally]:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.cpu_kv_cache_gib))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -196,7 +205,7 @@ def _start(config: RunConfig, folder: str, context: int) -> tuple[Any, _Tally]:
         # vLLM compiles parts of its sampler even then: seconds in each new process, and a C++ compiler.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     args: dict[str, Any] = {
-        "model": folder,
+        "model": str(folder),
         "dtype": config.model.dtype,
         "max_model_len": context,
         "trust_remote_code": config.model.trust_remote_code,
@@ -217,6 +226,10 @@ def _start(config: RunConfig, folder: str, context: int) -> tuple[Any, _Tally]:
     unknown = sorted(set(config.engine.vllm_args) - set(AsyncEngineArgs.__dataclass_fields__))
     if unknown:
         raise UserError(f"engine.vllm_args.{unknown[0]}", "vLLM knows no such argument", "see `vllm serve --help`")
+    if capture:
+        from m3agiqa.engine.vllm_capture import capture_engine_args
+
+        args |= capture_engine_args(model_config_json(folder).get("architectures") or [])
     tally = _Tally()
     engine_args = AsyncEngineArgs(**(args | config.engine.vllm_args))
     return AsyncLLM.from_engine_args(engine_args, stat_loggers=[_stat_logger(tally)]), tally
@@ -262,6 +275,8 @@ def _outcome_of(errors: ExceptionGroup[Exception]) -> ItemRejected | ItemFailed:
         return error
     if isinstance(error, VLLMClientError):
         return ItemRejected(f"the model cannot take this image or prompt: {error}")
+    if isinstance(error, StatesLost):
+        return ItemFailed(str(error))
     if isinstance(error, EngineGenerateError):
         return ItemFailed(f"the engine failed on this image: {error.__cause__!r}")
     raise error

@@ -8,6 +8,7 @@ request afterwards: it may finish, be preempted or aborted, and its blocks may b
 """
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,11 +44,15 @@ _WRITER_THREADS = 4
 _log = logging.getLogger(__name__)
 
 
-def capture_engine_args(architectures: list[str]) -> dict[str, Any]:
+def capture_engine_args(architectures: list[str], tensor_parallel_size: int = 1) -> dict[str, Any]:
     """The engine arguments that turn capture on; everything else about the engine stays as it is.
+
+    Sets `VLLM_CPU_NUM_OF_RESERVED_CPU` in the environment where it is not set: on a CPU, vLLM would keep
+    one more core per worker idle for a connector, or on two cores bind a compute thread to the scheduler's.
 
     Args:
         architectures: those of the checkpoint's config.json.
+        tensor_parallel_size: that of the engine.
 
     Raises:
         UserError: if states cannot be captured from this model.
@@ -58,6 +63,7 @@ def capture_engine_args(architectures: list[str]) -> dict[str, Any]:
             f"hidden states can be captured in vLLM from {', '.join(MODELS)} only",
             "use engine.kind=transformers, or add the model to m3agiqa/engine/vllm_models.py",
         )
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", str(tensor_parallel_size))
     config = KVTransferConfig(
         kv_connector=StatesConnector.__name__, kv_connector_module_path=__name__, kv_role="kv_producer"
     )

@@ -127,7 +127,9 @@ def correspondence(sample: Sample, rng: np.random.Generator) -> Conversation:
         known = chance < 0.5
         verdict = "The prompt asks for something else." if known else "Whether the prompt fits cannot be told."
         met = _NOTHING if known else None
-        return Conversation(Aspect.CORRESPONDENCE, _styled(asked, rng), f"{shown} {verdict}", met and met.score, met)
+        return Conversation(
+            Aspect.CORRESPONDENCE, _styled(asked, rng), f"{shown} {verdict}", met.score if met else None, met
+        )
     if chance < 0.12:
         verdict = "The prompt asks for something else."
         return Conversation(Aspect.CORRESPONDENCE, foreign_prompt(rng), f"{shown} {verdict}", 0.0, _NOTHING)

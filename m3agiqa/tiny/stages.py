@@ -32,11 +32,11 @@ def learn_to_see(model: Any, heads: Heads, teacher: Teacher, draw: Draw, log: Lo
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return _of_heads(model, heads, samples, batch, states_of(model, batch))
 
-    _run(losses, [{"params": [*model.parameters(), *heads.parameters()], "lr": how["rate"]}], how["steps"], "see", log)
+    _run(losses, _groups(model, heads, how), how["steps"], "see", log)
 
 
 def learn_to_speak(model: Any, heads: Heads, teacher: Teacher, draw: Draw, log: Log, **how: Any) -> None:
-    """Stage 2: the assistant's tokens; the eye learns more slowly than the rest."""
+    """Stage 2: the assistant's tokens."""
     rating_ids = torch.tensor([ids[0] for ids in teacher.encoder.builder.rating_ids])
     done = 0
 
@@ -56,6 +56,14 @@ def learn_to_speak(model: Any, heads: Heads, teacher: Teacher, draw: Draw, log: 
     _run(
         losses, [{"params": eye, "lr": how["eye_rate"]}, {"params": rest, "lr": how["rate"]}], how["steps"], "say", log
     )
+
+
+def _groups(model: Any, heads: Heads, how: dict[str, Any]) -> list[dict[str, Any]]:
+    """The eye learns more slowly than the rest, which would otherwise wipe out what it begins with."""
+    eye = [*model.model.vision_model.parameters()]
+    of_the_eye = {id(p) for p in eye}
+    rest = [p for p in [*model.parameters(), *heads.parameters()] if id(p) not in of_the_eye]
+    return [{"params": eye, "lr": how["eye_rate"]}, {"params": rest, "lr": how["rate"]}]
 
 
 def _of_heads(model: Any, heads: Heads, samples: Sequence[Sample], batch: Batch, states: States) -> dict[str, Tensor]:

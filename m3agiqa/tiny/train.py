@@ -34,18 +34,18 @@ class Plan:
     bases: int
     see_steps: int
     say_steps: int
-    batch: int = 32
+    batch: int = 16
     rate: float = 1.5e-3
-    eye_rate: float = 5e-4
+    eye_rate: float = 3e-4
     test_samples: int = 400
 
 
 def plan_of(minutes: float) -> Plan:
     """The plan that takes about `minutes` on one core of the machine where the model was made."""
     return Plan(
-        bases=max(60, int(minutes * 200)),
-        see_steps=max(2, int(minutes * 22)),
-        say_steps=max(2, int(minutes * 13)),
+        bases=max(60, int(minutes * 100)),
+        see_steps=max(2, int(minutes * 44)),
+        say_steps=max(2, int(minutes * 26)),
     )
 
 
@@ -117,9 +117,9 @@ def _fit(
     initialise(model, pool.draw(200))
     heads, teacher = Heads(model), Teacher(model, Encoder(processor), rng)
     model.train()
-    how = {"batch": plan.batch, "rate": plan.rate}
+    how = {"batch": plan.batch, "rate": plan.rate, "eye_rate": plan.eye_rate}
     learn_to_see(model, heads, teacher, pool.draw, log, steps=plan.see_steps, **how)
-    learn_to_speak(model, heads, teacher, pool.draw, log, steps=plan.say_steps, eye_rate=plan.eye_rate, **how)
+    learn_to_speak(model, heads, teacher, pool.draw, log, steps=plan.say_steps, **how)
     model.eval()
     model.set_attn_implementation("sdpa")
 

@@ -20,6 +20,7 @@ from m3agiqa.tiny.samples import Sample
 
 _CHROMA_BANDS = 7
 _CONSTANT = 3.0
+_FLOOR = 1e-3
 
 
 def pixel_values(pixels: Sequence[Any]) -> Tensor:
@@ -65,19 +66,36 @@ def initialise(model: Idefics3ForConditionalGeneration, samples: Sequence[Sample
     _set(first.mlp.fc2.weight, local, count, membership)
     _set(second.self_attn.v_proj.weight, 0, local, 2 * torch.eye(summed))
     _set(second.self_attn.out_proj.weight, whole, 0, torch.eye(summed))
+    # The connector has no bias of its own to take the constants out again.
+    seen = model.model.get_image_features(pixel_values([s.pixels for s in samples])[:, None]).last_hidden_state
+    vision.post_layernorm.weight /= seen.std((0, 1)) + 1e-3
+    vision.post_layernorm.bias -= seen.mean((0, 1)) * vision.post_layernorm.weight
     colours = [int((bands == band).nonzero()[0]) for band in (0, 2 * conv.kernel_size[0] - 1, summed - _CHROMA_BANDS)]
-    _join_patches(model.model.connector.modality_projection.proj.weight, conv.out_channels, range(local, spot), colours)
+    _join_patches(model, samples, range(local, spot), colours)
 
 
-def _join_patches(weight: Tensor, width: int, energies: range, colours: list[int]) -> None:
-    """Lets the connector begin with the mean energies of a token's patches, and with the colour of each."""
+def _join_patches(model: Any, samples: Sequence[Sample], energies: range, colours: list[int]) -> None:
+    """Lets the connector begin with the mean energies of a token's patches, and with the colour of each.
+
+    The energies go hand in hand, so they are whitened once more: how noise differs from detail is in the
+    small differences between them, which descent would be long in finding.
+    """
+    weight = model.model.connector.modality_projection.proj.weight
+    width = model.config.vision_config.hidden_size
     patches = weight.shape[1] // width
     mean = torch.zeros(len(energies), patches, width)
     mean[torch.arange(len(energies)), :, torch.tensor(energies)] = 1 / patches
     single = torch.zeros(patches, len(colours), patches, width)
     for patch in range(patches):
         single[patch, torch.arange(len(colours)), patch, colours] = 1
-    _set(weight, 0, 0, torch.cat([mean.flatten(1), single.flatten(0, 1).flatten(1)]))
+    weight.mul_(0.1)
+    count, rest = len(energies), single.flatten(0, 1).flatten(1)
+    weight[:count] = mean.flatten(1)
+    weight[count : count + len(rest)] += 0.5 * rest
+    tokens = model.model.get_image_features(pixel_values([s.pixels for s in samples])[:, None]).pooler_output
+    values, vectors = torch.linalg.eigh(torch.cov(tokens[..., :count].flatten(0, 1).T))
+    white = vectors / (values + _FLOOR * values.max()).sqrt()
+    weight[:count] = white.T @ weight[:count]
 
 
 def _set(weight: Tensor, row: int, column: int, block: Tensor) -> None:

@@ -6,7 +6,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from m3agiqa.aspects import RATING_WORDS, Aspect
 from m3agiqa.config import RunConfig, load_config
@@ -66,8 +68,8 @@ def both(request, demo_corpus, tmp_path_factory):
     model = "tiny" if request.param == "tiny" else str(write_random_model(tmp_path_factory.mktemp("random")))
     asked = items(demo_corpus)
     asked.append(Item(asked[0].pixels, "word " * 9000, ASPECTS))
-    expected, _ = assess(config_for("transformers", model, "engine.batch_size=7"), asked)
-    found, stats = assess(config_for("vllm", model), asked)
+    expected, _ = assess(config_for("transformers", model, "engine.batch_size=7", "capture.kind=states"), asked)
+    found, stats = assess(config_for("vllm", model, "capture.kind=states"), asked)
     return request.param, asked, expected, found, stats
 
 
@@ -101,6 +103,15 @@ def test_a_conversation_longer_than_the_context_is_rejected_with_its_counts(both
         assert "4096" in str(outcome)
 
 
+def test_vllm_and_transformers_capture_the_same_states(both):
+    _, asked, expected, found, _ = both
+    for item, theirs, ours in zip(asked[:-1], expected[:-1], found[:-1], strict=True):
+        for aspect in item.aspects:
+            a, b = theirs[aspect].captured.values, ours[aspect].captured.values
+            assert a.shape == b.shape == (ours[aspect].prompt_tokens, a.shape[1])
+            assert (a - b).abs().max() <= 1e-4 * a.abs().max()
+
+
 def test_the_shipped_model_answers_both_rounds_sensibly(both):
     name, asked, _, found, _ = both
     if name == "random":
@@ -131,6 +142,24 @@ def test_words_of_several_tokens_agree_too(demo_corpus, tmp_path):
     found, _ = assess(config_for("vllm", str(folder), *more), asked)
     for theirs, ours in zip(expected, found, strict=True):
         assert ours[Aspect.QUALITY].rating_probs == pytest.approx(theirs[Aspect.QUALITY].rating_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["top_k", "logits"])
+def test_logits_are_captured_by_position(demo_corpus, tmp_path, kind):
+    folder = write_random_model(tmp_path / "model")
+    asked = items(demo_corpus)[:2]
+    more = ("scoring.aspects=quality", f"capture.kind={kind}", "capture.top_k=5")
+    expected, _ = assess(config_for("transformers", str(folder), *more), asked)
+    states, _ = assess(config_for("transformers", str(folder), "scoring.aspects=quality", "capture.kind=states"), asked)
+    head = load_file(folder / "model.safetensors")["lm_head.weight"]
+    for found, full in zip(expected, states, strict=True):
+        captured, logits = found[Aspect.QUALITY].captured, full[Aspect.QUALITY].captured.values @ head.T
+        if kind == "logits":
+            assert torch.allclose(captured.values, logits, atol=1e-5)
+        else:
+            assert captured.values.shape == captured.ids.shape == (logits.shape[0], 5)
+            assert torch.allclose(captured.values, logits.gather(1, captured.ids), atol=1e-5)
+            assert torch.equal(captured.ids[:, 0], logits.argmax(-1))
 
 
 def test_the_simulated_engine_is_deterministic(demo_corpus):
