@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,6 +31,8 @@ from m3agiqa.scoring import Scorer, decode_rows
 
 # Loading a large model, or waiting for a GPU, counts as no progress; Ray's own limit is 30 minutes.
 _NO_PROGRESS_S = 6 * 3600.0
+# Up to here the driver compares the ids of a corpus itself.
+_FEW_ROWS = 1_000_000
 
 
 def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: bool = False) -> Manifest:
@@ -51,12 +53,18 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
     output.prepare(manifest)
     done_before = sum(output.count_by_status().values())
     started = time.monotonic()
+    if done_before and _all_done(corpus, output):
+        return _finish(output, manifest, started)
     _connect(config, verbose)
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     total = None if corpus.rows is None else max(corpus.rows - done_before, 0)
     with Live(lambda: ray.get(board.snapshot.remote()), total) as live:
         _execute(config, corpus, output, manifest.fingerprint, board, verbose)
     manifest.engine = live.last["totals"]
+    return _finish(output, manifest, started)
+
+
+def _finish(output: Output, manifest: Manifest, started: float) -> Manifest:
     manifest.counts = output.count_by_status()
     manifest.finished = _now()
     manifest.seconds = round(time.monotonic() - started, 3)
@@ -64,12 +72,25 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
     return manifest
 
 
+def _all_done(corpus: Corpus, output: Output) -> bool:
+    """Whether it is certain, without reading images, that every row is written: then no engine is started."""
+    written = set(output.rows(["id"])["id"].to_pylist())
+    if corpus.rows is None or not 0 < corpus.rows <= min(len(written), _FEW_ROWS):
+        return False
+    for shard in corpus.shards:
+        for rows in shard.read():
+            embeds_images = rows["_bytes"].null_count < rows.num_rows
+            if embeds_images or not written.issuperset(rows["id"].to_pylist()):
+                return False
+    return True
+
+
 class CorpusSource(Datasource):
     """The corpus as a Ray Data source: one read task for each shard."""
 
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus, board: Any) -> None:
         super().__init__()
-        self._corpus = corpus
+        self._corpus, self._board = corpus, board
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Not known without reading."""
@@ -82,13 +103,20 @@ class CorpusSource(Datasource):
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         schema = self._corpus.schema
         return [
-            ReadTask(_reader(shard), unknown, schema=schema, per_task_row_limit=per_task_row_limit)
+            ReadTask(_reader(shard, self._board), unknown, schema=schema, per_task_row_limit=per_task_row_limit)
             for shard in self._corpus.shards
         ]
 
 
-def _reader(shard: Shard) -> Any:
-    return lambda: shard.read()
+def _reader(shard: Shard, board: Any) -> Callable[[], Iterator[pa.Table]]:
+    def read() -> Iterator[pa.Table]:
+        try:
+            yield from shard.read()
+        except UserError as error:
+            ray.get(board.refuse.remote(error))
+            raise
+
+    return read
 
 
 class _ScorerActor:
@@ -98,16 +126,13 @@ class _ScorerActor:
         _quiet_libraries(verbose)
         self._board = board
         self._name = ray.get_runtime_context().get_actor_id()
-        self._refusal: UserError | None = None
         try:
             self._scorer = Scorer(config, fingerprint)
         except UserError as error:
-            # Raised from the constructor it would only tell Ray that an actor has died.
-            self._refusal = error
+            ray.get(board.refuse.remote(error))
+            raise
 
     async def __call__(self, rows: pa.Table) -> AsyncIterator[pa.Table]:
-        if self._refusal is not None:
-            raise self._refusal
         self._board.report.remote(self._name, {}, self._scorer.engine.stats())
         try:
             scored = await self._scorer.score(rows)
@@ -138,7 +163,7 @@ def _execute(
         return decode_rows(rows, limits, slice_rows)
 
     scored = (
-        ray.data.read_datasource(CorpusSource(corpus))
+        ray.data.read_datasource(CorpusSource(corpus, board))
         .map_batches(decode, batch_format="pyarrow", batch_size=4 * slice_rows, num_cpus=_decode_cpus(config))
         .map_batches(
             _ScorerActor,
@@ -152,12 +177,10 @@ def _execute(
     )
     try:
         scored.write_parquet(output.scores, filesystem=output.filesystem, min_rows_per_file=config.ray.rows_per_file)
-    except ray.exceptions.RayTaskError as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise cause from None
-            cause = getattr(cause, "cause", None) or cause.__cause__
+    except Exception:
+        refusal = ray.get(board.refusal.remote())
+        if refusal is not None:
+            raise UserError(*refusal) from None
         raise
 
 
@@ -219,7 +242,7 @@ def _quiet_libraries(verbose: bool) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"ray\..*")
     for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from m3agiqa.errors import UserError
 from m3agiqa.records import Status
 
 _POLL_S = 0.5
@@ -25,11 +26,20 @@ class Board:
     def __init__(self) -> None:
         self._statuses: Counter[str] = Counter()
         self._engines: dict[str, dict[str, float]] = {}
+        self._refusal: tuple[str, str, str] | None = None
 
     def report(self, actor: str, statuses: Mapping[str, int], engine: Mapping[str, float]) -> None:
         """Adds rows by status, and takes an engine's counters as they stand."""
         self._statuses.update(statuses)
         self._engines[actor] = dict(engine)
+
+    def refuse(self, error: UserError) -> None:
+        """Takes an error that the user can mend. Ray would hand on its text only, wrapped in tracebacks."""
+        self._refusal = self._refusal or (error.value, error.rule, error.cure)
+
+    def refusal(self) -> tuple[str, str, str] | None:
+        """The first such error, as the arguments of a `UserError`."""
+        return self._refusal
 
     def snapshot(self) -> dict[str, Any]:
         """Rows by status, engines at work, and the engines' counters added up."""

@@ -1,7 +1,7 @@
 """Fixtures that several test files share: models and corpora are made once a session."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,3 +31,26 @@ def local_ray() -> Iterator[None]:
     ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Callable[[str, bytes], object]]:
+    """A bucket on a real S3 server, and the only thing that tells pyarrow of it: the usual variables.
+
+    One for the session: file systems are opened once per process.
+    """
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket="m3agiqa-corpus")
+        yield lambda key, body: client.put_object(Bucket="m3agiqa-corpus", Key=key, Body=body)
+    server.stop()

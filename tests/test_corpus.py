@@ -197,26 +197,6 @@ def test_fsspec_is_the_last_resort():
         fetch(rows[2]["_uri"])
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """A bucket on a real S3 server, and the only thing that tells pyarrow of it: the usual variables."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        client = boto3.client("s3", region_name="us-east-1")
-        client.create_bucket(Bucket="m3agiqa-corpus")
-        yield lambda key, body: client.put_object(Bucket="m3agiqa-corpus", Key=key, Body=body)
-    server.stop()
-
-
 def test_s3(bucket, tmp_path):
     image, root = encode(picture()), "s3://m3agiqa-corpus"
     bucket("folder/a b#1?.png", image)

@@ -16,7 +16,7 @@ from m3agiqa.config import RunConfig, load_config
 from m3agiqa.errors import UserError
 from m3agiqa.pipeline import run_scoring
 from m3agiqa.runs import Output
-from tests.corpora import write_bad_inputs
+from tests.corpora import encode, picture, write_bad_inputs, write_tar
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
@@ -170,6 +170,15 @@ def test_an_error_of_the_user_found_by_an_actor_is_one_line(tmp_path, demo_corpu
     bad = config("engine.kind=vllm", "engine.vllm_args={no_such_argument: 1}")
     with pytest.raises(UserError, match="no_such_argument"):
         run_scoring(bad, str(demo_corpus / "manifest.csv"), str(tmp_path / "out"))
+
+
+def test_an_error_of_the_user_found_while_reading_is_one_line(tmp_path):
+    """Only the first tar of several is looked into before the run; prompts that stand alone are refused."""
+    image = encode(picture())
+    write_tar(tmp_path / "0.tar", [("a.png", image), ("a.txt", b"a")])
+    write_tar(tmp_path / "1.tar", [("a.png", image), ("b.png", image), ("b.txt", b"b"), ("a.txt", b"a")])
+    with pytest.raises(UserError, match=r"1\.tar"):
+        run_scoring(config(), str(tmp_path / "*.tar"), str(tmp_path / "out"))
 
 
 def test_memory_of_a_table_is_bounded_by_slices(tmp_path, demo_corpus):

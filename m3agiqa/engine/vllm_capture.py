@@ -105,6 +105,7 @@ class StatesConnector(KVConnectorBase_V1, SupportsHMA):
         if vllm_config.parallel_config.pipeline_parallel_size > 1:
             raise ValueError("capture of hidden states does not work with pipeline parallelism")
         self._group = _states_group(kv_cache_config)
+        self._block_size = kv_cache_config.kv_cache_groups[self._group].kv_cache_spec.block_size
         # The scheduler's side: request -> ticket and length of its prompt, until the prompt is computed.
         self._wanted: dict[str, tuple[str, int]] = {}
         # The worker's side.
@@ -165,6 +166,8 @@ class StatesConnector(KVConnectorBase_V1, SupportsHMA):
             raise ValueError("this model keeps no hidden states: is m3agiqa's plugin excluded by VLLM_PLUGINS?")
         # [blocks, 1, block size, width]
         self._cache = kv_caches[next(iter(layers))]
+        if self._cache.shape[1:3] != (1, self._block_size):
+            raise ValueError(f"a cache of {tuple(self._cache.shape)} does not have blocks of {self._block_size} tokens")
         # States are the same on all ranks.
         self._writes = get_tensor_model_parallel_rank() == 0
 

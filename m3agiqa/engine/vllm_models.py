@@ -57,17 +57,6 @@ def keep_states(model: nn.Module, vllm_config: VllmConfig) -> None:
         # vLLM gives one mapping per micro-batch where it overlaps two; start-up runs have none at all.
         assert isinstance(slots, dict), "capture does not work with dual-batch overlap"
         if name in slots:
-            _write(states, layer.kv_cache, slots[name])
+            basic_cache(states[: slots[name].shape[0]].unsqueeze(1), layer.kv_cache, slots[name])
 
     model.register_forward_hook(keep)
-
-
-def _write(states: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor) -> None:
-    """Puts states [tokens, width] into their slots of the cache [blocks, 1, block size, width]."""
-    states = states[: slots.shape[0]]
-    if not cache.is_contiguous():
-        basic_cache(states.unsqueeze(1), cache, slots)
-        return
-    # The same in one plain copy: vLLM's scatter by three indices is split over threads that then spin.
-    # Slots of padding are -1 and go to block 0, which belongs to no request.
-    cache.view(-1, cache.shape[-1]).index_copy_(0, slots.clamp_min(0), states)

@@ -59,11 +59,15 @@ def learn_to_speak(model: Any, heads: Heads, teacher: Teacher, draw: Draw, log: 
 
 
 def _groups(model: Any, heads: Heads, how: dict[str, Any]) -> list[dict[str, Any]]:
-    """The eye learns more slowly than the rest, which would otherwise wipe out what it begins with."""
-    eye = [*model.model.vision_model.parameters()]
-    of_the_eye = {id(p) for p in eye}
-    rest = [p for p in [*model.parameters(), *heads.parameters()] if id(p) not in of_the_eye]
-    return [{"params": eye, "lr": how["eye_rate"]}, {"params": rest, "lr": how["rate"]}]
+    """The eye learns more slowly than the rest, which would otherwise wipe out what it begins with.
+
+    The connector too: it sums so many inputs that a step of the usual size would upset every token.
+    """
+    eye, connector = [*model.model.vision_model.parameters()], [*model.model.connector.parameters()]
+    apart = {id(p) for p in [*eye, *connector]}
+    rest = [p for p in [*model.parameters(), *heads.parameters()] if id(p) not in apart]
+    rates = ((eye, how["eye_rate"]), (connector, how["connector_rate"]), (rest, how["rate"]))
+    return [{"params": params, "lr": rate} for params, rate in rates]
 
 
 def _of_heads(model: Any, heads: Heads, samples: Sequence[Sample], batch: Batch, states: States) -> dict[str, Tensor]:

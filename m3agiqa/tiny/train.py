@@ -24,7 +24,7 @@ from m3agiqa.tiny.vision import initialise
 HELD_OUT = 1_000_000
 """Seeds from here on are never trained on."""
 
-DEFAULT_MINUTES = 20.0
+DEFAULT_MINUTES = 9.0
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,17 @@ class Plan:
     say_steps: int
     batch: int = 16
     rate: float = 1.5e-3
-    eye_rate: float = 3e-4
+    eye_rate: float = 1e-4
+    connector_rate: float = 5e-5
     test_samples: int = 400
 
 
 def plan_of(minutes: float) -> Plan:
     """The plan that takes about `minutes` on one core of the machine where the model was made."""
     return Plan(
-        bases=max(60, int(minutes * 100)),
-        see_steps=max(2, int(minutes * 44)),
-        say_steps=max(2, int(minutes * 26)),
+        bases=max(60, int(minutes * 150)),
+        see_steps=max(2, int(minutes * 33)),
+        say_steps=max(2, int(minutes * 45)),
     )
 
 
@@ -117,7 +118,7 @@ def _fit(
     initialise(model, pool.draw(200))
     heads, teacher = Heads(model), Teacher(model, Encoder(processor), rng)
     model.train()
-    how = {"batch": plan.batch, "rate": plan.rate, "eye_rate": plan.eye_rate}
+    how = {"batch": plan.batch, "rate": plan.rate, "eye_rate": plan.eye_rate, "connector_rate": plan.connector_rate}
     learn_to_see(model, heads, teacher, pool.draw, log, steps=plan.see_steps, **how)
     learn_to_speak(model, heads, teacher, pool.draw, log, steps=plan.say_steps, **how)
     model.eval()

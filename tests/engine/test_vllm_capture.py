@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -197,3 +198,26 @@ def test_registered_models_are_vllms_own_with_states():
         assert model is not None
         assert issubclass(model, parent)
         assert model.__name__.endswith("WithStates")
+
+
+def test_minicpmv_of_any_version_keeps_states(monkeypatch):
+    from types import SimpleNamespace
+
+    from vllm.model_executor.models import minicpmv
+
+    from m3agiqa.engine import vllm_models
+
+    class Version(torch.nn.Module):
+        packed_modules_mapping: ClassVar[dict] = {}
+        embedding_modules: ClassVar[dict] = {}
+
+        def __init__(self, *, vllm_config, prefix=""):
+            super().__init__()
+
+    kept = []
+    monkeypatch.setitem(minicpmv._SUPPORT_VERSION, (2, 5), Version)
+    monkeypatch.setattr(vllm_models, "keep_states", lambda model, config: kept.append(model))
+    config = SimpleNamespace(model_config=SimpleNamespace(hf_config=SimpleNamespace(hidden_size=64, query_num=96)))
+    model = vllm_models.MiniCPMVWithStates(vllm_config=config)
+    assert type(model) is Version
+    assert kept == [model]

@@ -75,7 +75,7 @@ def test_folding_is_more_exact_than_the_long_way_in_bfloat16(parts):
 
 def test_another_vocabulary_is_refused(parts):
     weight, bias, head_weight, _, _ = parts
-    with pytest.raises(ValueError, match="20000 logits.*19999"):
+    with pytest.raises(ValueError, match=r"20000 logits.*19999"):
         fold(weight, bias, LMHead(head_weight[1:]))
 
 
