@@ -80,7 +80,8 @@ def _score(args: argparse.Namespace) -> int:
     from m3agiqa.runs import status_line
 
     manifest = run_scoring(config, args.input, args.output, verbose=args.verbose)
-    print(f"{status_line(manifest.counts)} in {duration(manifest.seconds or 0)}")
+    rate = f" ({manifest.images_per_second:.1f} images/s once the engine was up)" if manifest.images_per_second else ""
+    print(f"{status_line(manifest.counts)} in {duration(manifest.seconds or 0)}{rate}")
     if not manifest.counts:
         print(f"nothing to score in {args.input}")
         return 0

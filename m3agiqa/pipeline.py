@@ -61,6 +61,9 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
     with Live(lambda: ray.get(board.snapshot.remote()), total) as live:
         _execute(config, corpus, output, manifest.fingerprint, board, verbose)
     manifest.engine = live.last["totals"]
+    scored = sum(live.last["statuses"].values())
+    if scored and live.last["ready_at"] is not None:
+        manifest.images_per_second = round(scored / (time.time() - live.last["ready_at"]), 3)
     return _finish(output, manifest, started)
 
 

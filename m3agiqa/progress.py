@@ -27,9 +27,11 @@ class Board:
         self._statuses: Counter[str] = Counter()
         self._engines: dict[str, dict[str, float]] = {}
         self._refusal: tuple[str, str, str] | None = None
+        self._ready_at: float | None = None
 
     def report(self, actor: str, statuses: Mapping[str, int], engine: Mapping[str, float]) -> None:
-        """Adds rows by status, and takes an engine's counters as they stand."""
+        """Adds rows by status, and takes an engine's counters as they stand; an engine's first says it is up."""
+        self._ready_at = self._ready_at or time.time()
         self._statuses.update(statuses)
         self._engines[actor] = dict(engine)
 
@@ -42,11 +44,16 @@ class Board:
         return self._refusal
 
     def snapshot(self) -> dict[str, Any]:
-        """Rows by status, engines at work, and the engines' counters added up."""
+        """Rows by status, engines at work, when the first was up (Unix time), and their counters added up."""
         totals: Counter[str] = Counter()
         for counters in self._engines.values():
             totals.update(counters)
-        return {"statuses": dict(self._statuses), "engines": len(self._engines), "totals": dict(totals)}
+        return {
+            "statuses": dict(self._statuses),
+            "engines": len(self._engines),
+            "ready_at": self._ready_at,
+            "totals": dict(totals),
+        }
 
 
 class Rate:
@@ -99,7 +106,7 @@ class Live:
         self._rate = Rate(total)
         self._stop = Event()
         self._thread = Thread(target=self._watch, name="progress", daemon=True)
-        self.last: dict[str, Any] = {"statuses": {}, "engines": 0, "totals": {}}
+        self.last: dict[str, Any] = {"statuses": {}, "engines": 0, "ready_at": None, "totals": {}}
 
     def __enter__(self) -> "Live":
         self._thread.start()

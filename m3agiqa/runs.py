@@ -67,7 +67,14 @@ def _engine_version(kind: str) -> str:
 
 @dataclass
 class Manifest:
-    """The content of `run.json`."""
+    """The content of `run.json`.
+
+    Attributes:
+        seconds: how long the last command on this output took, the engine's start included.
+        images_per_second: of that command, from the first engine's start to the last file's end.
+        counts: rows in the output by status, those of earlier commands included.
+        engine: counters of the engines: tokens, cache queries and hits.
+    """
 
     fingerprint: str
     fingerprint_parts: dict[str, Any]
@@ -77,6 +84,7 @@ class Manifest:
     started: str | None = None
     finished: str | None = None
     seconds: float | None = None
+    images_per_second: float | None = None
     counts: dict[str, int] = field(default_factory=dict)
     engine: dict[str, float] = field(default_factory=dict)
 

@@ -1,0 +1,65 @@
+import io
+import re
+
+import pytest
+
+from m3agiqa.errors import UserError
+from m3agiqa.progress import Board, Live, Rate, duration
+
+
+def test_the_rate_is_that_of_the_last_minute_and_not_of_the_engines_start():
+    rate = Rate(total=2000)
+    for second in range(100):
+        rate.update(float(second), 0)
+    assert rate.per_second is None
+    assert rate.eta_s is None
+    done = 0
+    for second in range(100, 300):
+        done += 10 if second < 200 else 2
+        rate.update(float(second), done)
+    assert rate.per_second == pytest.approx(2.0)
+    assert rate.eta_s == pytest.approx((2000 - 1200) / 2)
+
+
+def test_the_board_adds_up_rows_and_takes_counters_as_they_stand():
+    board = Board()
+    assert board.snapshot() == {"statuses": {}, "engines": 0, "ready_at": None, "totals": {}}
+    board.report("a", {}, {"tokens": 1.0})
+    board.report("a", {"ok": 3, "rejected": 1}, {"tokens": 5.0})
+    board.report("b", {"ok": 2}, {"tokens": 7.0})
+    found = board.snapshot()
+    assert found["statuses"] == {"ok": 5, "rejected": 1}
+    assert (found["engines"], found["totals"]) == (2, {"tokens": 12.0})
+    assert found["ready_at"] > 0
+
+
+def test_the_first_refusal_stays():
+    board = Board()
+    assert board.refusal() is None
+    board.refuse(UserError("a", "b", "c"))
+    board.refuse(UserError("d", "e", "f"))
+    assert board.refusal() == ("a", "b", "c")
+
+
+def test_off_a_terminal_there_are_plain_lines():
+    board, stream = Board(), io.StringIO()
+    with Live(board.snapshot, total=4, stream=stream):
+        board.report("a", {"ok": 3, "rejected": 1}, {})
+    lines = stream.getvalue().splitlines()
+    assert lines
+    assert re.fullmatch(r"\d\d:\d\d:\d\d 4/4 images, .*1 rejected", lines[-1])
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_sign_of_life_does_not_end_the_run_it_reports_on():
+    def broken() -> dict:
+        raise ConnectionError("the cluster is gone")
+
+    with Live(broken, total=1, stream=io.StringIO()) as live:
+        pass
+    assert live.last["statuses"] == {}
+
+
+def test_durations():
+    seconds = (0.4, 42, 200, 5 * 3600 + 420, 51 * 3600)
+    assert [duration(s) for s in seconds] == ["0s", "42s", "3m 20s", "5h 07m", "2d 03h"]
