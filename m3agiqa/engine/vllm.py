@@ -65,7 +65,8 @@ class VllmEngine:
 
     def close(self) -> None:
         """Ends the engine's process."""
-        self._engine.shutdown()
+        # It gets time to free its shared memory; killed at once it leaves that behind.
+        self._engine.shutdown(timeout=30)
         # While Python goes down, its destructor would find half of the interpreter gone.
         self._engine = None
         if self._inbox is not None:
@@ -229,7 +230,8 @@ def _start(config: RunConfig, folder: Path, context: int, *, capture: bool) -> t
     if capture:
         from m3agiqa.engine.vllm_capture import capture_engine_args
 
-        args |= capture_engine_args(model_config_json(folder).get("architectures") or [])
+        architectures = model_config_json(folder).get("architectures") or []
+        args |= capture_engine_args(architectures, config.engine.tensor_parallel_size)
     tally = _Tally()
     engine_args = AsyncEngineArgs(**(args | config.engine.vllm_args))
     return AsyncLLM.from_engine_args(engine_args, stat_loggers=[_stat_logger(tally)]), tally
