@@ -1,4 +1,4 @@
-"""The command line: `m3agiqa score | show | config`."""
+"""The command line: `m3agiqa score | show | merge-adapter | config`."""
 
 import argparse
 import logging
@@ -55,13 +55,21 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--rows", type=int, default=50, help="most rows to print (default 50)")
     show.set_defaults(run=_show)
 
+    merge = commands.add_parser("merge-adapter", help="merge a PEFT adapter into a full checkpoint")
+    merge.add_argument("--model", required=True, help="`tiny`, a folder or a hub id")
+    merge.add_argument("--adapter", required=True, help="a folder or a hub id")
+    merge.add_argument("--out", required=True, help="a new folder for the merged checkpoint")
+    merge.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the checkpoint's")
+    merge.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    merge.set_defaults(run=_merge_adapter)
+
     config = commands.add_parser("config", help="print the configuration")
     config.add_argument("--show", action="store_true", help="print the effective configuration (the default)")
     config.add_argument("--docs", action="store_true", help="print every key with its default and its meaning")
     _add_config(config)
     config.set_defaults(run=_config)
 
-    for command in (score, show, config):
+    for command in (score, show, merge, config):
         command.add_argument("-v", "--verbose", action="store_true", help="what Ray and the engine say; tracebacks")
     return parser
 
@@ -98,6 +106,16 @@ def _show(args: argparse.Namespace) -> int:
     wide = None if sys.stdout.isatty() else 160
     print_scores(rows, Console(width=wide), args.rows)
     print(status_line(output.count_by_status()))
+    return 0
+
+
+def _merge_adapter(args: argparse.Namespace) -> int:
+    from m3agiqa.adapters import merge_adapter
+
+    folder = merge_adapter(
+        args.model, args.adapter, args.out, trust_remote_code=args.trust_remote_code, dtype=args.dtype
+    )
+    print(f"merged checkpoint: {folder} (use it with --set model.path={folder})")
     return 0
 
 

@@ -27,6 +27,9 @@ class ModelConfig(_Section):
     """Which multimodal language model judges, and in what precision."""
 
     path: str = Field(TINY_MODEL, description="`tiny` (embedded), a local folder, or a Hugging Face hub id")
+    adapters: str | dict[Aspect, str | None] | None = Field(
+        None, description="LoRA adapter (folder or hub id) for all aspects, or one by aspect; null: none"
+    )
     revision: str | None = Field(None, description="Commit, tag or branch of a hub id")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and activations; auto takes the checkpoint's"

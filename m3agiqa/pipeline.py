@@ -31,6 +31,8 @@ from m3agiqa.scoring import Scorer, decode_rows
 
 # Loading a large model, or waiting for a GPU, counts as no progress; Ray's own limit is 30 minutes.
 _NO_PROGRESS_S = 6 * 3600.0
+# Engines lost in a row, no row scored in between, after which a new one would not help.
+_MOST_LOSSES = 3
 # Up to here the driver compares the ids of a corpus itself.
 _FEW_ROWS = 1_000_000
 
@@ -139,7 +141,12 @@ class _ScorerActor:
         self._board.report.remote(self._name, {}, self._scorer.engine.stats())
         try:
             scored = await self._scorer.score(rows)
+        except UserError as error:
+            ray.get(self._board.refuse.remote(error))
+            raise
         except Exception:
+            if ray.get(self._board.lost.remote()) >= _MOST_LOSSES:
+                raise
             # The engine is gone. Ray starts a process that has ended anew and gives it the batch again;
             # an exception would end the run, or count good rows as errors.
             logging.getLogger(__name__).exception("the engine is lost; this actor ends and is started anew")

@@ -18,6 +18,7 @@ import pyarrow.dataset
 import pyarrow.fs
 
 from m3agiqa import __version__
+from m3agiqa.adapters import check_for_vllm, distinct, load_adapters, tower_adapters
 from m3agiqa.config import RunConfig
 from m3agiqa.conversation import WORDINGS
 from m3agiqa.corpus.files import locate
@@ -34,8 +35,14 @@ def fingerprint_parts(config: RunConfig) -> dict[str, Any]:
     model: dict[str, Any] = {}
     if config.engine.kind != "simulated":
         engine |= {"version": _engine_version(config.engine.kind), "args": config.engine.vllm_args}
-        model = config.model.model_dump(mode="json", exclude={"path", "revision"})
-        model["files"] = model_digest(model_folder(config.model))
+        model = config.model.model_dump(mode="json", exclude={"path", "revision", "adapters"})
+        folder = model_folder(config.model)
+        model["files"] = model_digest(folder)
+        adapters = load_adapters(config.model.adapters, folder)
+        model["adapters"] = {str(aspect): adapter.digest for aspect, adapter in adapters.items()}
+        if config.engine.kind == "vllm":
+            for adapter in distinct(adapters):
+                check_for_vllm(adapter, folder, tower=tower_adapters(config.engine.vllm_args))
     wording = repr(WORDINGS[config.scoring.conversation]).encode()
     return {
         "model": model,

@@ -8,15 +8,17 @@ from m3agiqa.adapters.files import Adapter
 from m3agiqa.adapters.load import load_adapters
 from m3agiqa.adapters.merge import merge_adapter
 from m3agiqa.adapters.peft import add_to_transformers, use_adapter
-from m3agiqa.adapters.vllm import add_to_vllm, check_for_vllm, vllm_lora_args
+from m3agiqa.adapters.vllm import add_to_vllm, check_for_vllm, distinct, tower_adapters, vllm_lora_args
 
 __all__ = [
     "Adapter",
     "add_to_transformers",
     "add_to_vllm",
     "check_for_vllm",
+    "distinct",
     "load_adapters",
     "merge_adapter",
+    "tower_adapters",
     "use_adapter",
     "vllm_lora_args",
 ]

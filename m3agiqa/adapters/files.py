@@ -13,7 +13,7 @@ from m3agiqa.models import model_digest
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
-_OF_LORA = re.compile(r"\.lora_\w+(\.\w+)?$")
+_OF_TUNER = re.compile(r"\.(lora_|token_adapter|trainable_tokens)\w*(\.\w+)?$")
 # Parts of module paths that differ between versions of transformers, and between file and module.
 _WANDERING = {"base_model", "model", "language_model"}
 
@@ -55,7 +55,13 @@ class Adapter:
     def full_tensors(self) -> dict[str, str]:
         """Tensor of the base model -> the tensor here that takes its place (`modules_to_save`, biases)."""
         names = {tensor: tensor.removeprefix(_PREFIX) for tensor in self.shapes}
-        return {name.replace(".base_layer.", "."): t for t, name in names.items() if not _OF_LORA.search(name)}
+        return {name.replace(".base_layer.", "."): t for t, name in names.items() if self._is_full(name)}
+
+    def _is_full(self, name: str) -> bool:
+        saved = self.settings.get("modules_to_save") or []
+        if any(re.search(rf"(^|\.){re.escape(module)}\.", name) for module in saved):
+            return True
+        return self.settings["peft_type"].upper() == "LORA" and not _OF_TUNER.search(name)
 
     def scaling(self, module: str) -> float:
         """What B·A is multiplied by, as PEFT 0.21 has it (`peft/tuners/lora/layer.py`)."""
@@ -100,7 +106,7 @@ def _rank(settings: Mapping[str, Any], shapes: Shapes) -> int:
 
 def _adapter_folder(value: str, shown: str) -> Path:
     folder = Path(value).expanduser()
-    if folder.is_dir():
+    if value and folder.is_dir():
         if not (folder / "adapter_config.json").is_file():
             raise UserError(shown, "holds no adapter_config.json", "give the folder of an adapter saved by PEFT")
         return folder.resolve()
@@ -154,6 +160,16 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint; empty where it has weights of another kind."""
     others = ("adapter_", "consolidated")
     return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith(others))
+
+
+def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Canonical names and shapes of a checkpoint's tensors; empty where it is not in safetensors."""
+    return {canonical(n): s for file in checkpoint_files(folder) for n, s in tensor_shapes(file).items()}
+
+
+def has_own_head(shapes: Shapes) -> bool:
+    """Whether a checkpoint has an LM head of its own, rather than one tied to the embeddings."""
+    return any(name.endswith("lm_head.weight") for name in shapes)
 
 
 def canonical(name: str) -> str:

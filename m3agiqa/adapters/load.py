@@ -5,17 +5,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from m3agiqa.adapters.files import Adapter, Shapes, canonical, checkpoint_files, listed, read_adapter, tensor_shapes
+from m3agiqa.adapters.files import (
+    Adapter,
+    canonical,
+    checkpoint_files,
+    checkpoint_shapes,
+    has_own_head,
+    listed,
+    read_adapter,
+)
 from m3agiqa.aspects import Aspect
 from m3agiqa.errors import UserError
 from m3agiqa.models import model_config_json
 
-KEY = "adapters"
+KEY = "model.adapters"
 """How errors call the setting."""
+
+Adapters = str | Mapping[Aspect, str | None] | Mapping[str, str | None]
+"""What the setting may be: one adapter for all aspects, or one by aspect."""
 _ENDS_BYTES = 2**20
 
 
-def load_adapters(adapters: str | Mapping[str, str] | None, model: Path) -> dict[Aspect, Adapter]:
+def load_adapters(adapters: Adapters | None, model: Path) -> dict[Aspect, Adapter]:
     """The LoRA adapter of each aspect; aspects without one are not in the result and run the base model.
 
     Args:
@@ -31,15 +42,15 @@ def load_adapters(adapters: str | Mapping[str, str] | None, model: Path) -> dict
     if not adapters:
         return {}
     wanted = _by_aspect(adapters)
-    read = {value: _load(value, key, model) for value, key in {v: k for v, k in wanted.values()}.items()}
+    read = {value: _load(value, key, model) for value, key in dict(wanted.values()).items()}
     same = {adapter.digest: adapter for adapter in reversed(read.values())}
     return {aspect: same[read[value].digest] for aspect, (value, _) in wanted.items()}
 
 
-def _by_aspect(adapters: str | Mapping[str, str]) -> dict[Aspect, tuple[str, str]]:
+def _by_aspect(adapters: Adapters) -> dict[Aspect, tuple[str, str]]:
     """Aspect -> the value given for it and the key it was given under."""
     if isinstance(adapters, str):
-        return {aspect: (adapters, KEY) for aspect in Aspect}
+        return dict.fromkeys(Aspect, (adapters, KEY))
     unknown = sorted(str(name) for name in adapters if str(name) not in set(Aspect))
     if unknown:
         raise UserError(f"{KEY}.{unknown[0]}", "is no aspect", f"the aspects are {', '.join(Aspect)}")
@@ -119,25 +130,25 @@ def _weights_mark(folder: Path) -> str:
 
 def _misfits(adapter: Adapter, model: Path) -> list[str]:
     """What of an adapter does not fit a checkpoint, with the reason; empty where that cannot be judged."""
-    shapes: Shapes = {canonical(n): s for file in checkpoint_files(model) for n, s in tensor_shapes(file).items()}
+    shapes = checkpoint_shapes(model)
     if not shapes:
         return []
-    config = model_config_json(model)
     modules = {name.rpartition(".")[0] for name in shapes}
     # Quantised weights are packed: their shapes are not those of the matrices.
-    packed = "quantization_config" in config
+    packed = "quantization_config" in model_config_json(model)
+    tied = not has_own_head(shapes)
     found: list[str] = []
     for module, (a, b) in adapter.lora_modules.items():
         name = canonical(module)
         if name not in modules:
             # Fused experts and tied heads have other names in the file than in the model.
-            elsewhere = ".experts" in name or (name.endswith("lm_head") and _is_tied(config))
+            elsewhere = ".experts" in name or (name.endswith("lm_head") and tied)
             found += [] if elsewhere else [f"{module} (the model has none)"]
         elif f"{name}.weight" in shapes and not packed:
             found += _misfit(module, adapter, a, b, shapes[f"{name}.weight"])
     for tensor, here in adapter.full_tensors.items():
         there = shapes.get(canonical(tensor))
-        if there is None and not (packed or (tensor.endswith("lm_head.weight") and _is_tied(config))):
+        if there is None and not (packed or (tensor.endswith("lm_head.weight") and tied)):
             found.append(f"{tensor} (the model has none)")
         elif there is not None and not packed and there != adapter.shapes[here]:
             found.append(f"{tensor} ({_by(adapter.shapes[here])}, in the model {_by(there)})")
@@ -149,11 +160,6 @@ def _misfit(module: str, adapter: Adapter, a: str, b: str, base: tuple[int, ...]
     flipped = "lora_embedding" in a or bool(adapter.settings.get("fan_in_fan_out"))
     made_for = made_for[::-1] if flipped else made_for
     return [] if made_for == base[:2] else [f"{module} (for {_by(made_for)}, in the model {_by(base)})"]
-
-
-def _is_tied(config: Mapping[str, Any]) -> bool:
-    sections = [config, *(section for section in config.values() if isinstance(section, dict))]
-    return any(section.get("tie_word_embeddings") for section in sections)
 
 
 def _by(shape: tuple[int, ...]) -> str:

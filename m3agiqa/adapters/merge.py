@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m3agiqa.adapters.files import Adapter, canonical, checkpoint_files, read_adapter
+from m3agiqa.adapters.files import Adapter, canonical, checkpoint_files, checkpoint_shapes, has_own_head, read_adapter
 from m3agiqa.adapters.load import check_base
 from m3agiqa.adapters.peft import attach
 from m3agiqa.config import ModelConfig
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _NOT_COPIED = ("README.md", "card.json", "config.json", "generation_config.json")
 _CHECKED = 4
+_LEAST_KEPT = 0.8
 _DTYPES = ("float32", "bfloat16", "float16")
 _AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModel")
 
@@ -41,7 +42,7 @@ def merge_adapter(
         The folder, complete and checked; nothing is left there if anything goes wrong.
 
     Raises:
-        UserError: for a model, adapter or folder that cannot be used.
+        UserError: for a model, adapter or folder that cannot be used, and a precision that would lose the adapter.
         RuntimeError: if the written weights are not those of base + scaling · B · A.
     """
     target = Path(out).expanduser().resolve()
@@ -49,9 +50,10 @@ def merge_adapter(
         raise UserError(f"--out {out}", "is there already and not empty", "give a new folder")
     if dtype not in (None, *_DTYPES):
         raise UserError(f"--dtype {dtype}", "is not known", f"give one of {', '.join(_DTYPES)}")
-    folder = model_folder(ModelConfig(path=model, trust_remote_code=trust_remote_code))
+    folder = model_folder(ModelConfig.model_validate({"path": model}))
     source = read_adapter(adapter, "--adapter")
     check_base(source, folder, f"--adapter {adapter}")
+    _check_kinds(folder, source)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that moving it there is one step.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
@@ -59,7 +61,7 @@ def merge_adapter(
         _merge(folder, source, work, trust_remote_code=trust_remote_code, dtype=dtype)
         _copy_companions(folder, work, dtype)
         checked = check_merged(folder, source, work)
-        record = {"model": model_digest(folder), "adapter": source.digest, "dtype": dtype, "checked_tensors": checked}
+        record = {"model": model_digest(folder), "adapter": source.digest, "dtype": dtype, **checked}
         (work / "m3agiqa_merge.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         for file in work.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
@@ -71,21 +73,50 @@ def _merge(folder: Path, adapter: Adapter, out: Path, *, trust_remote_code: bool
     import torch
 
     base = _load_base(folder, trust_remote_code, getattr(torch, dtype) if dtype else "auto")
-    merged = attach(base, adapter)
-    if not hasattr(merged.base_model, "merge_and_unload"):
-        kind = adapter.settings["peft_type"]
-        raise UserError(f"--adapter {adapter.folder}", f"is of the kind {kind}, which cannot be merged", "use a LoRA")
-    with torch.no_grad():
-        # `safe_merge` refuses weights that became infinite or NaN, at the price of one layer's memory.
-        merged = merged.merge_and_unload(safe_merge=True)
+    peft_model = attach(base, adapter)
+    try:
+        with torch.no_grad():
+            # `safe_merge` refuses weights that became infinite or NaN, at the price of one layer's memory.
+            merged = peft_model.merge_and_unload(safe_merge=True)
+    except (NotImplementedError, ValueError) as error:
+        raise UserError(
+            f"--adapter {adapter.folder}", f"PEFT cannot merge it ({error})", "use another adapter"
+        ) from error
     merged.save_pretrained(out, max_shard_size="5GB")
+
+
+def _check_kinds(folder: Path, adapter: Adapter) -> None:
+    """Refuses, before anything is loaded, adapters without merged weights and models that cannot take them."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    kind = adapter.settings["peft_type"]
+    # A str enumeration in PEFT, so that the name finds its entry.
+    if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind.upper()), "merge_and_unload"):
+        raise UserError(f"--adapter {adapter.folder}", f"is of the kind {kind}, which cannot be merged", "use a LoRA")
+    shapes = checkpoint_shapes(folder)
+    touched = {name.split(".")[-1] for name in adapter.lora_modules} | {_parent(n) for n in adapter.full_tensors}
+    if shapes and not has_own_head(shapes) and touched & {"embed_tokens", "lm_head"}:
+        raise UserError(
+            f"--adapter {adapter.folder}",
+            "changes the embeddings or the LM head, which are one tensor in this model: merged into it, "
+            "either change would act on both",
+            "use an adapter that leaves them alone",
+        )
+    if "quantization_config" in model_config_json(folder):
+        raise UserError(
+            f"--model {folder}", "has quantised weights, which would round the adapter", "give the unquantised model"
+        )
+
+
+def _parent(tensor: str) -> str:
+    return tensor.rpartition(".")[0].rpartition(".")[2]
 
 
 def _load_base(folder: Path, trust_remote_code: bool, dtype: Any) -> Any:
     import transformers
 
     remote = model_config_json(folder).get("auto_map") or {}
-    name = next((name for name in _AUTO_CLASSES if name in remote), _AUTO_CLASSES[0]) if remote else _AUTO_CLASSES[0]
+    name = next((name for name in _AUTO_CLASSES if name in remote), _AUTO_CLASSES[0])
     try:
         return getattr(transformers, name).from_pretrained(
             folder, dtype=dtype, low_cpu_mem_usage=True, trust_remote_code=trust_remote_code
@@ -113,6 +144,7 @@ def _copy_companions(folder: Path, out: Path, dtype: str | None) -> None:
     # instead is for its own version.
     config = model_config_json(folder)
     if dtype:
+        config.setdefault("torch_dtype" if "torch_dtype" in config else "dtype", dtype)
         _set_dtype(config, dtype)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -131,7 +163,7 @@ class _Checkpoint:
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
 
-        self._at = {}
+        self._at: dict[str, tuple[Path, str]] = {}
         for path in checkpoint_files(folder):
             with safe_open(path, framework="pt") as file:
                 self._at |= {canonical(key): (path, key) for key in file.keys()}  # noqa: SIM118
@@ -146,35 +178,48 @@ class _Checkpoint:
             return file.get_tensor(key)
 
 
-def check_merged(base: Path, adapter: Adapter, merged: Path) -> int:
-    """Compares some tensors of a merged checkpoint with what they must be; returns how many.
+def check_merged(base: Path, adapter: Adapter, merged: Path) -> dict[str, Any]:
+    """Compares some tensors of a merged checkpoint with what they must be.
 
-    Of LoRA modules base + scaling · B · A, of whole modules the adapter's own tensors.
+    Of LoRA modules that is base + scaling · B · A, of whole modules the adapter's own tensors.
+
+    Returns:
+        How many were compared (`checked_tensors`) and the share of the update that is left of it after
+        rounding, in the module where it is least (`kept`, 1 is all; None if no module was compared).
 
     Raises:
-        RuntimeError: if one is missing or differs by more than rounding, or if none could be compared
-            though the adapter is a plain LoRA.
+        UserError: if rounding to 16 bits has taken away too much of the adapter.
+        RuntimeError: if a tensor is missing or wrong, or none of a plain LoRA could be compared.
     """
     from safetensors import safe_open
 
     before, after = _Checkpoint(base), _Checkpoint(merged)
-    checked = 0
+    checked, shares = 0, []
     with safe_open(adapter.folder / "adapter_model.safetensors", framework="pt") as tensors:
-        for name, expected in _expected(adapter, tensors, before):
+        for name, old, change in _changes(adapter, tensors, before):
             found = after.get(name)
-            if found is None or found.shape != expected.shape or not _is_rounded(found, expected):
+            if (
+                found is None
+                or found.shape != change.shape
+                or not _is_rounded(found, change if old is None else old + change)
+            ):
                 raise RuntimeError(f"{name} of the merged model is not what base and adapter give")
             checked += 1
+            if old is not None and change.any():
+                shares.append(_check_share(name, old, change, found))
     if not checked and _is_plain(adapter) and before.get(f"{next(iter(adapter.lora_modules))}.weight") is not None:
         raise RuntimeError("no tensor of the merged model could be compared")
-    return checked
+    return {"checked_tensors": checked, "kept": min(shares, default=None)}
 
 
-def _expected(adapter: Adapter, tensors: Any, before: _Checkpoint) -> Iterator[tuple[str, "torch.Tensor"]]:
+def _changes(
+    adapter: Adapter, tensors: Any, before: _Checkpoint
+) -> Iterator[tuple[str, "torch.Tensor | None", "torch.Tensor"]]:
+    """Name, base weight (None where it is replaced) and update of some of the tensors that an adapter changes."""
     for name, own in _some(sorted(adapter.full_tensors.items())):
         # Of an embedding that has a LoRA too, the file holds the layer below it.
         if name.rpartition(".")[0] not in adapter.lora_modules:
-            yield name, tensors.get_tensor(own).float()
+            yield name, None, tensors.get_tensor(own).float()
     if not _is_plain(adapter):
         return
     linear = [(module, ab) for module, ab in adapter.lora_modules.items() if len(adapter.shapes[ab[0]]) == 2]
@@ -183,7 +228,7 @@ def _expected(adapter: Adapter, tensors: Any, before: _Checkpoint) -> Iterator[t
         if weight is not None and "lora_embedding" not in a:
             update = tensors.get_tensor(b).float() @ tensors.get_tensor(a).float()
             update = update.T if adapter.settings.get("fan_in_fan_out") else update
-            yield f"{module}.weight", weight.float() + adapter.scaling(module) * update
+            yield f"{module}.weight", weight.float(), adapter.scaling(module) * update
 
 
 def _some(items: list[Any]) -> list[Any]:
@@ -206,3 +251,20 @@ def _is_rounded(found: "torch.Tensor", expected: "torch.Tensor") -> bool:
     # Base, update and sum are each rounded, and the largest entry bounds the terms that cancel.
     slack = 4 * torch.finfo(found.dtype).eps * expected.abs().clamp_min(float(expected.abs().max()) / 8)
     return bool(((found.float() - expected).abs() <= slack + 1e-7).all())
+
+
+def _check_share(name: str, old: "torch.Tensor", change: "torch.Tensor", found: "torch.Tensor") -> float:
+    """The share of an update that is left in the merged weight: its coefficient by least squares.
+
+    Updates smaller than half a step of the number format vanish when they are added to a weight.
+    """
+    share = float((found.float() - old).flatten().dot(change.flatten()) / change.square().sum())
+    if share < _LEAST_KEPT and found.element_size() == 2:
+        raise UserError(
+            f"dtype {str(found.dtype).removeprefix('torch.')}",
+            f"rounds away {1 - share:.0%} of the adapter's update of {name}",
+            "merge with --dtype float32",
+        )
+    if not _LEAST_KEPT <= share <= 2 - _LEAST_KEPT:
+        raise RuntimeError(f"{name} of the merged model has {share:.2f} of the adapter's update, not all of it")
+    return share

@@ -44,7 +44,7 @@ def attach(model: Any, adapter: Adapter) -> Any:
     from peft import PeftConfig, PeftModel
 
     if not isinstance(model, PeftModel):
-        config = PeftConfig.from_pretrained(adapter.folder)
+        config = PeftConfig.from_pretrained(str(adapter.folder))
         config.inference_mode = True
         try:
             model = PeftModel(model, config, adapter.name, low_cpu_mem_usage=_starts_empty(adapter))

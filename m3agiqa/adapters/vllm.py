@@ -66,11 +66,14 @@ def vllm_lora_args(adapters: Mapping[Aspect, Adapter]) -> dict[str, Any]:
     loaded = distinct(adapters)
     if not loaded:
         return {}
+    # On a CPU vLLM 0.32 gives a request without an adapter the weights of the last slot where the batch
+    # also holds requests with one (their index, -1, is taken from the end): a slot that stays empty.
+    plain = len(adapters) < len(Aspect)
     highest = max(loaded, key=lambda adapter: adapter.rank)
     _check_rank(highest)
     return {
         "enable_lora": True,
-        "max_loras": len(loaded),
+        "max_loras": len(loaded) + plain,
         "max_lora_rank": next(rank for rank in MAX_LORA_RANKS if rank >= highest.rank),
         "worker_extension_cls": f"{__name__}.{AdapterReport.__name__}",
     }
@@ -79,6 +82,11 @@ def vllm_lora_args(adapters: Mapping[Aspect, Adapter]) -> dict[str, Any]:
 def distinct(adapters: Mapping[Aspect, Adapter]) -> list[Adapter]:
     """Each adapter once, in the order of the aspects."""
     return list(dict.fromkeys(adapters[aspect] for aspect in Aspect if aspect in adapters))
+
+
+def tower_adapters(vllm_args: Mapping[str, Any]) -> bool:
+    """Whether the engine is told to apply adapters to the vision tower and the connector too."""
+    return bool(vllm_args.get("enable_tower_connector_lora"))
 
 
 def check_for_vllm(adapter: Adapter, model: Path, *, tower: bool = False) -> None:

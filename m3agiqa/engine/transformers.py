@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from m3agiqa import conversation
+from m3agiqa.adapters import add_to_transformers, distinct, load_adapters, use_adapter
 from m3agiqa.aspects import Aspect
 from m3agiqa.config import RunConfig
 from m3agiqa.engine.base import Item, ItemRejected, Outcome
@@ -61,6 +62,8 @@ class TransformersEngine:
             folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code
         )
         self._model = model.to(self._device).eval()
+        self._adapters = load_adapters(config.model.adapters, folder)
+        self._peft = add_to_transformers(self._model, self._adapters)
         self._counts = {"images": 0.0, "conversations": 0.0, "prompt_tokens": 0.0, "generated_tokens": 0.0}
 
     async def assess(self, items: Sequence[Item]) -> list[Outcome]:
@@ -84,12 +87,11 @@ class TransformersEngine:
                 talks += self._open(i, item)
             except ItemRejected as rejection:
                 outcomes[i] = rejection
-        for start in range(0, len(talks), self._batch_size):
-            batch = talks[start : start + self._batch_size]
-            self._describe(batch)
-            self._rate(batch)
-            if self._keeper.wanted:
-                self._capture(batch)
+        for adapter in [*distinct(self._adapters), None]:
+            same = [talk for talk in talks if self._adapters.get(talk.aspect) is adapter]
+            with use_adapter(self._peft, adapter):
+                for start in range(0, len(same), self._batch_size):
+                    self._converse(same[start : start + self._batch_size])
         for talk in talks:
             found = outcomes[talk.item]
             assert isinstance(found, dict)
@@ -97,6 +99,12 @@ class TransformersEngine:
         self._counts["images"] += len(items)
         self._counts["conversations"] += len(talks)
         return list(outcomes)
+
+    def _converse(self, talks: list[_Talk]) -> None:
+        self._describe(talks)
+        self._rate(talks)
+        if self._keeper.wanted:
+            self._capture(talks)
 
     def _open(self, index: int, item: Item) -> list[_Talk]:
         """The conversations of one item, with the image's tokens put in for its placeholder."""

@@ -8,13 +8,22 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from m3agiqa import conversation
+from m3agiqa.adapters import (
+    Adapter,
+    add_to_vllm,
+    check_for_vllm,
+    distinct,
+    load_adapters,
+    tower_adapters,
+    vllm_lora_args,
+)
 from m3agiqa.aspects import Aspect
 from m3agiqa.config import RunConfig
 from m3agiqa.engine.base import Item, ItemFailed, ItemRejected, Outcome
@@ -29,6 +38,7 @@ from m3agiqa.records import Assessment
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
 # logit_bias is clamped to this by vLLM; it is far below any logit.
@@ -48,15 +58,27 @@ class VllmEngine:
         self._context = context_length(folder, config.model)
         self._builder = prompt_builder(folder, config.model)
         self._keeper = Keeper(config.capture, folder)
+        self._adapters = load_adapters(config.model.adapters, folder)
+        for adapter in distinct(self._adapters):
+            check_for_vllm(adapter, folder, tower=tower_adapters(config.engine.vllm_args))
+        self._lora: dict[Aspect, LoRARequest] | None = None
+        self._lora_lock = asyncio.Lock()
         self._inbox = StatesInbox() if self._keeper.wanted else None
-        self._engine, self._tally = _start(config, folder, self._context, capture=self._keeper.wanted)
+        self._engine, self._tally = _start(config, folder, self._context, self._adapters, capture=self._keeper.wanted)
         self._numbers = itertools.count()
         self._counts = {"images": 0.0, "conversations": 0.0}
         self._banned = dict.fromkeys(sorted(self._builder.control_ids - set(self._builder.stop_ids)), _NEVER)
         self._banned = dict(itertools.islice(self._banned.items(), _MAX_BIASED))
 
     async def assess(self, items: Sequence[Item]) -> list[Outcome]:
-        """One outcome per item, in order; all of them are in the engine at once."""
+        """One outcome per item, in order; all of them are in the engine at once.
+
+        Raises:
+            UserError: if the engine does not apply an adapter to all the modules that it is for.
+        """
+        async with self._lora_lock:
+            if self._lora is None:
+                self._lora = await add_to_vllm(self._engine, self._adapters)
         return list(await asyncio.gather(*(self._assess(item) for item in items)))
 
     def stats(self) -> dict[str, float]:
@@ -74,13 +96,17 @@ class VllmEngine:
 
     async def _assess(self, item: Item) -> Outcome:
         image = Image.fromarray(item.pixels)
-        first_token = asyncio.Event()
+        # The prefix cache is kept by adapter: only aspects under the same one have a prefix in common.
+        first_token: dict[str | None, asyncio.Event] = {}
+        tasks: dict[Aspect, asyncio.Task[Assessment]] = {}
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = {
-                    aspect: group.create_task(self._converse(item, image, aspect, first_token, lead=number == 0))
-                    for number, aspect in enumerate(item.aspects)
-                }
+                for aspect in item.aspects:
+                    adapter = self._adapters.get(aspect)
+                    name = adapter.name if adapter is not None else None
+                    lead = name not in first_token
+                    started = first_token.setdefault(name, asyncio.Event())
+                    tasks[aspect] = group.create_task(self._converse(item, image, aspect, started, lead=lead))
         except ExceptionGroup as errors:
             return _outcome_of(errors)
         self._counts["images"] += 1
@@ -97,13 +123,15 @@ class VllmEngine:
         if not lead:
             await first_token.wait()
         started = first_token if lead else None
-        answer = await self._generate(first, image, self._scoring.max_description_tokens, started=started)
+        answer = await self._generate(
+            first, image, self._scoring.max_description_tokens, aspect=aspect, started=started
+        )
         assert answer.prompt_token_ids is not None
         check_context(len(answer.prompt_token_ids), len(second), self._scoring, self._context)
         description, cut = self._builder.split_end(answer.outputs[0].token_ids)
         prompt = first + description + second
         with self._inbox.ask() if self._inbox is not None else contextlib.nullcontext() as ticket:
-            rated, logprobs = await self._rate(prompt, image, ticket)
+            rated, logprobs = await self._rate(prompt, image, aspect, ticket)
             captured = self._keeper.keep(await ticket.receive()) if ticket is not None else None
         assert rated.prompt_token_ids is not None
         rating_ids, _ = self._builder.split_end(rated.outputs[0].token_ids)
@@ -120,7 +148,7 @@ class VllmEngine:
         )
 
     async def _rate(
-        self, prompt: list[int], image: Image.Image, ticket: StatesTicket | None
+        self, prompt: list[int], image: Image.Image, aspect: Aspect, ticket: StatesTicket | None
     ) -> tuple["RequestOutput", dict[tuple[int, ...], dict[int, float]]]:
         """Round 2, and the log-probabilities that the rating words' probabilities need."""
         needed = prefixes(self._builder.rating_ids)
@@ -128,7 +156,7 @@ class VllmEngine:
         async def ask(prefix: tuple[int, ...], tokens: tuple[int, ...]) -> "RequestOutput":
             length = 1 if prefix else self._scoring.max_rating_tokens
             states = None if prefix else ticket
-            return await self._generate(prompt + list(prefix), image, length, tokens, ticket=states)
+            return await self._generate(prompt + list(prefix), image, length, tokens, aspect=aspect, ticket=states)
 
         outputs = await asyncio.gather(*(ask(prefix, tokens) for prefix, tokens in needed.items()))
         logprobs: dict[tuple[int, ...], dict[int, float]] = {}
@@ -144,6 +172,8 @@ class VllmEngine:
         image: Image.Image,
         max_tokens: int,
         logprobs_of: tuple[int, ...] = (),
+        *,
+        aspect: Aspect,
         started: asyncio.Event | None = None,
         ticket: StatesTicket | None = None,
     ) -> "RequestOutput":
@@ -154,7 +184,9 @@ class VllmEngine:
 
             params.extra_args = request_extra_args(ticket)
         last = None
-        async for output in self._engine.generate(prompt, params, f"r{next(self._numbers)}"):
+        assert self._lora is not None
+        lora = self._lora.get(aspect)
+        async for output in self._engine.generate(prompt, params, f"r{next(self._numbers)}", lora_request=lora):
             if started is not None:
                 started.set()
             last = output
@@ -186,7 +218,9 @@ class _Tally:
         self.totals[name] = self.totals.get(name, 0.0) + value
 
 
-def _start(config: RunConfig, folder: Path, context: int, *, capture: bool) -> tuple[Any, _Tally]:
+def _start(
+    config: RunConfig, folder: Path, context: int, adapters: Mapping[Aspect, Adapter], *, capture: bool
+) -> tuple[Any, _Tally]:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.cpu_kv_cache_gib))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -218,6 +252,7 @@ def _start(config: RunConfig, folder: Path, context: int, *, capture: bool) -> t
         "tensor_parallel_size": config.engine.tensor_parallel_size,
         "generation_config": "vllm",
         "seed": 0,
+        **vllm_lora_args(adapters),
     }
     if not on_cpu:
         args["gpu_memory_utilization"] = config.engine.gpu_memory_utilization
@@ -225,6 +260,10 @@ def _start(config: RunConfig, folder: Path, context: int, *, capture: bool) -> t
         if getattr(config.engine, name) is not None:
             args[name] = getattr(config.engine, name)
     unknown = sorted(set(config.engine.vllm_args) - set(AsyncEngineArgs.__dataclass_fields__))
+    if adapters and "worker_extension_cls" in config.engine.vllm_args:
+        raise UserError(
+            "engine.vllm_args.worker_extension_cls", "is how adapters are checked in the engine", "leave it out"
+        )
     if unknown:
         raise UserError(f"engine.vllm_args.{unknown[0]}", "vLLM knows no such argument", "see `vllm serve --help`")
     if capture:

@@ -14,6 +14,7 @@ from m3agiqa.aspects import RATING_WORDS, Aspect
 from m3agiqa.config import RunConfig, load_config
 from m3agiqa.engine.base import Item, ItemRejected, Outcome, create_engine
 from m3agiqa.tiny.architecture import write_random_model
+from tests.engine.capture_helpers import write_random_adapter
 
 pytestmark = pytest.mark.slow
 
@@ -142,6 +143,26 @@ def test_words_of_several_tokens_agree_too(demo_corpus, tmp_path):
     found, _ = assess(config_for("vllm", str(folder), *more), asked)
     for theirs, ours in zip(expected, found, strict=True):
         assert ours[Aspect.QUALITY].rating_probs == pytest.approx(theirs[Aspect.QUALITY].rating_probs, abs=1e-4)
+
+
+def test_adapters_by_aspect_and_none_beside_them_agree(demo_corpus, tmp_path):
+    """One engine, two adapters, and an aspect on the base model, all in the same batches."""
+    model = write_random_model(tmp_path / "model")
+    folders = {a: write_random_adapter(model, tmp_path / a, i) for i, a in enumerate(("quality", "correspondence"))}
+    adapters = "model.adapters={" + ", ".join(f"{aspect}: {folder}" for aspect, folder in folders.items()) + "}"
+    asked = items(demo_corpus)
+    expected, _ = assess(config_for("transformers", str(model), adapters, "capture.kind=states"), asked)
+    plain, _ = assess(config_for("transformers", str(model), "capture.kind=states"), asked)
+    found, _ = assess(config_for("vllm", str(model), adapters, "capture.kind=states"), asked)
+    for theirs, base, ours in zip(expected, plain, found, strict=True):
+        for aspect in theirs:
+            a, b, c = (outcome[aspect].captured.values for outcome in (theirs, ours, base))
+            assert ours[aspect].description == theirs[aspect].description
+            assert (a - b).abs().max() <= 1e-4 * a.abs().max()
+            if aspect in folders:
+                assert ours[aspect].description != base[aspect].description, "the adapter does nothing"
+            else:
+                assert (b - c).abs().max() <= 1e-4 * c.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["top_k", "logits"])

@@ -7,11 +7,18 @@ from typing import ClassVar
 
 import pytest
 import torch
-from capture_helpers import Captured, CapturingEngine, Oracle, capturing_engine, random_images, write_random_adapter
 
 from m3agiqa.aspects import Aspect
 from m3agiqa.engine.shared_states import StatesLost
 from m3agiqa.errors import UserError
+from tests.engine.capture_helpers import (
+    Captured,
+    CapturingEngine,
+    Oracle,
+    capturing_engine,
+    random_images,
+    write_random_adapter,
+)
 
 pytest_asyncio = pytest.importorskip("pytest_asyncio")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
