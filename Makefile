@@ -24,6 +24,7 @@ help:
 	@echo "make demo         score real pictures with the embedded model (ENGINE=vllm or transformers)"
 	@echo "make test         set up and run all tests"
 	@echo "make check        ruff, mypy and the layering test"
+	@echo "make bench        compare ways to score one corpus (BENCH=\"--model wide\")"
 	@echo "make tiny-model   train the embedded demonstration model again"
 
 demo: $(VENV)/.$(ENGINE)
@@ -63,6 +64,9 @@ $(VENV)/.transformers: $(VENV)/.created constraints.txt pyproject.toml
 	@echo "installing m3agiqa without vLLM: a few minutes, once"
 	@$(PIP) -c constraints.txt -e .
 	@touch $@
+
+bench: $(VENV)/.vllm
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lock: $(VENV)/.vllm
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip list --format=freeze --exclude-editable \

@@ -85,11 +85,13 @@ def _score(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.set)
     from m3agiqa.pipeline import run_scoring
     from m3agiqa.progress import duration
-    from m3agiqa.runs import status_line
+    from m3agiqa.runs import engine_line, status_line
 
     manifest = run_scoring(config, args.input, args.output, verbose=args.verbose)
     rate = f" ({manifest.images_per_second:.1f} images/s once the engine was up)" if manifest.images_per_second else ""
     print(f"{status_line(manifest.counts)} in {duration(manifest.seconds or 0)}{rate}")
+    if (line := engine_line(manifest.engine)) is not None:
+        print(f"engine: {line}")
     if not manifest.counts:
         print(f"nothing to score in {args.input}")
         return 0

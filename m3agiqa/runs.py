@@ -203,6 +203,21 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return names
 
 
+def engine_line(totals: dict[str, float]) -> str | None:
+    """`58,112 prompt tokens (61 % from the prefix cache), 4,913 generated`, or None where nothing was counted."""
+    if not totals.get("prompt_tokens"):
+        return None
+    parts = f"{totals['prompt_tokens']:,.0f} prompt tokens"
+    shares = [
+        f"{totals[f'{kind}_hits'] / totals[f'{kind}_queries']:.0%} {meaning}"
+        for kind, meaning in (("prefix_cache", "from the prefix cache"), ("image_cache", "of image look-ups cached"))
+        if totals.get(f"{kind}_queries")
+    ]
+    shown = f" ({', '.join(shares)})" if shares else ""
+    preempted = f", {totals['preemptions']:,.0f} preemptions" if totals.get("preemptions") else ""
+    return f"{parts}{shown}, {totals.get('generated_tokens', 0):,.0f} generated{preempted}"
+
+
 def status_line(counts: dict[str, int]) -> str:
     """`24 rows: 22 ok, 2 rejected, 0 failed`."""
     named = ", ".join(f"{counts.get(status, 0)} {status}" for status in Status)

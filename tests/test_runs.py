@@ -6,7 +6,7 @@ import pytest
 
 from m3agiqa.config import load_config
 from m3agiqa.errors import UserError
-from m3agiqa.runs import Manifest, Output, differences, fingerprint, fingerprint_parts, status_line
+from m3agiqa.runs import Manifest, Output, differences, engine_line, fingerprint, fingerprint_parts, status_line
 from m3agiqa.tiny.architecture import write_random_model
 
 
@@ -94,6 +94,17 @@ def test_counts_come_from_the_files(tmp_path):
         pq.write_table(pa.table({"status": statuses}), tmp_path / "out" / "scores" / f"{i}.parquet")
     assert output.count_by_status() == {"ok": 3, "rejected": 1, "failed": 1}
     assert status_line(output.count_by_status()) == "5 rows: 3 ok, 1 rejected, 1 failed"
+
+
+def test_the_engine_is_summed_up_in_a_line():
+    totals = {
+        "prompt_tokens": 58112.0,
+        "prefix_cache_queries": 100.0,
+        "prefix_cache_hits": 61.0,
+        "generated_tokens": 9.0,
+    }
+    assert engine_line(totals) == "58,112 prompt tokens (61% from the prefix cache), 9 generated"
+    assert engine_line({"images": 3.0}) is None
 
 
 def test_differences_name_what_changed():
