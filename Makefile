@@ -27,6 +27,10 @@ help:
 	@echo "make bench        compare ways to score one corpus (BENCH=\"--model wide\")"
 	@echo "make tiny-model   train the embedded demonstration model again"
 
+ifeq ($(filter $(ENGINE),vllm transformers),)
+$(error ENGINE=$(ENGINE) is no engine of the demo; use ENGINE=vllm or ENGINE=transformers)
+endif
+
 demo: $(VENV)/.$(ENGINE)
 	@rm -rf $(OUT)/scores
 	@$(BIN)/python -m m3agiqa.tiny.demo --out $(OUT)/pictures
@@ -59,7 +63,7 @@ $(VENV)/.vllm: $(VENV)/.created constraints.txt pyproject.toml
 	@$(PIP) --no-deps -e .
 	@touch $@ $(VENV)/.transformers
 
-# Without vLLM: for machines that it is not built for.
+# Without vLLM: a smaller installation.
 $(VENV)/.transformers: $(VENV)/.created constraints.txt pyproject.toml
 	@echo "installing m3agiqa without vLLM: a few minutes, once"
 	@$(PIP) -c constraints.txt -e .

@@ -127,14 +127,18 @@ class ImageConfig(_Section):
 class RayConfig(_Section):
     """How the run is spread over a cluster."""
 
-    address: str | None = Field(None, description="Ray address; null: the cluster this runs in, else a local one")
+    address: str | None = Field(
+        None, description="Ray address, or auto; null: the cluster of the Ray job this is, else one of its own"
+    )
     actors: int | tuple[int, int] = Field(1, description="Engine actors, or [fewest, most] of a growing pool")
     num_gpus: float | None = Field(None, ge=0, description="GPUs per engine actor; null: 1 where there are any")
     num_cpus: float = Field(1.0, ge=0, description="CPUs reserved per engine actor")
     decode_cpus: float = Field(0.5, gt=0, description="CPUs reserved per image-decoding task")
     batch_size: int = Field(16, gt=0, description="Images handed to an engine at a time")
-    batches_in_flight: int = Field(4, gt=0, description="Batches that one vLLM actor works on at once")
-    rows_per_file: int = Field(10_000, gt=0, description="Most rows that are committed at a time, a file each")
+    batches_in_flight: int = Field(8, gt=0, description="Batches that one vLLM engine works on at once")
+    rows_per_file: int = Field(
+        512, gt=0, description="Rows that are gathered into a file and committed together; a crash loses fewer"
+    )
 
     @field_validator("actors")
     @classmethod

@@ -67,7 +67,11 @@ def model_digest(folder: Path) -> str:
 
 def model_config_json(folder: Path) -> dict[str, Any]:
     """The checkpoint's config.json."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    file = folder / "config.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(str(file), f"cannot be read ({error})", "give a whole transformers checkpoint") from None
 
 
 def context_length(folder: Path, config: ModelConfig) -> int:

@@ -4,6 +4,7 @@ The only module that speaks Ray. Finished rows are committed a file at a time by
 so the same command on the same output goes on where an earlier one stopped.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -20,9 +21,11 @@ import ray
 from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 from ray.data.checkpoint import CheckpointConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m3agiqa.config import RunConfig
 from m3agiqa.corpus import Corpus, Shard, open_corpus
+from m3agiqa.corpus.files import absolute
 from m3agiqa.errors import UserError
 from m3agiqa.progress import Board, Live
 from m3agiqa.records import RESERVED_COLUMNS
@@ -31,8 +34,10 @@ from m3agiqa.scoring import Scorer, decode_rows
 
 # Loading a large model, or waiting for a GPU, counts as no progress; Ray's own limit is 30 minutes.
 _NO_PROGRESS_S = 6 * 3600.0
-# Engines lost in a row, no row scored in between, after which a new one would not help.
+# Times that an actor loses its engine, no row scored in between, after which a new one would not help.
 _MOST_LOSSES = 3
+# Reading and writing wait for files; a share of a CPU lets them in beside an engine on a small machine.
+_IO_CPUS = 0.25
 # Up to here the driver compares the ids of a corpus itself.
 _FEW_ROWS = 1_000_000
 
@@ -45,9 +50,10 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
     Raises:
         UserError: for an input, an output or a configuration that cannot be used; before any work is done.
     """
-    parts = fingerprint_parts(config)
-    manifest = Manifest(fingerprint(parts), parts, config.model_dump(mode="json"), input_uri)
+    # The corpus first: a mistyped path must not cost a download of weights.
     corpus = open_corpus(input_uri, **config.corpus.model_dump(), reserved=RESERVED_COLUMNS)
+    parts = fingerprint_parts(config)
+    manifest = Manifest(fingerprint(parts), parts, config.model_dump(mode="json"), absolute(input_uri))
     for note in corpus.notes:
         print(f"note: {note}", file=sys.stderr)
     output = Output(output_uri)
@@ -55,10 +61,13 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
     output.prepare(manifest)
     done_before = sum(output.count_by_status().values())
     started = time.monotonic()
-    if done_before and _all_done(corpus, output):
+    if _all_done(corpus, output, done_before):
         return _finish(output, manifest, started)
     _connect(config, verbose)
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    _check_resources(config)
+    # Beside the driver: with another node it could be lost, and with it what the driver has to know.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
     total = None if corpus.rows is None else max(corpus.rows - done_before, 0)
     with Live(lambda: ray.get(board.snapshot.remote()), total) as live:
         _execute(config, corpus, output, manifest.fingerprint, board, verbose)
@@ -77,11 +86,11 @@ def _finish(output: Output, manifest: Manifest, started: float) -> Manifest:
     return manifest
 
 
-def _all_done(corpus: Corpus, output: Output) -> bool:
+def _all_done(corpus: Corpus, output: Output, written_rows: int) -> bool:
     """Whether it is certain, without reading images, that every row is written: then no engine is started."""
-    written = set(output.rows(["id"])["id"].to_pylist())
-    if corpus.rows is None or not 0 < corpus.rows <= min(len(written), _FEW_ROWS):
+    if corpus.rows is None or not 0 < corpus.rows <= written_rows <= _FEW_ROWS:
         return False
+    written = set(output.rows(["id"])["id"].to_pylist())
     for shard in corpus.shards:
         for rows in shard.read():
             embeds_images = rows["_bytes"].null_count < rows.num_rows
@@ -129,6 +138,8 @@ class _ScorerActor:
 
     def __init__(self, config: RunConfig, fingerprint: str, board: Any, verbose: bool) -> None:
         _quiet_libraries(verbose)
+        # Ray Data runs several batches of each of its tasks at once; this is what bounds them all together.
+        self._places = asyncio.Semaphore(config.ray.batches_in_flight)
         self._board = board
         self._name = ray.get_runtime_context().get_actor_id()
         try:
@@ -140,12 +151,13 @@ class _ScorerActor:
     async def __call__(self, rows: pa.Table) -> AsyncIterator[pa.Table]:
         self._board.report.remote(self._name, {}, self._scorer.engine.stats())
         try:
-            scored = await self._scorer.score(rows)
+            async with self._places:
+                scored = await self._scorer.score(rows)
         except UserError as error:
-            ray.get(self._board.refuse.remote(error))
+            await self._board.refuse.remote(error)
             raise
         except Exception:
-            if ray.get(self._board.lost.remote()) >= _MOST_LOSSES:
+            if await self._board.lost.remote(self._name) >= _MOST_LOSSES:
                 raise
             # The engine is gone. Ray starts a process that has ended anew and gives it the batch again;
             # an exception would end the run, or count good rows as errors.
@@ -154,11 +166,16 @@ class _ScorerActor:
         self._board.report.remote(self._name, Counter(scored["status"].to_pylist()), self._scorer.engine.stats())
         yield scored
 
+    def __del__(self) -> None:
+        scorer = getattr(self, "_scorer", None)
+        if scorer is not None:
+            scorer.engine.close()
+
 
 def _execute(
     config: RunConfig, corpus: Corpus, output: Output, run_fingerprint: str, board: Any, verbose: bool
 ) -> None:
-    context = DataContext.get_current()
+    context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     context.checkpoint_config = CheckpointConfig(
@@ -167,13 +184,32 @@ def _execute(
         override_filesystem=output.filesystem,
         delete_checkpoint_on_success=False,
     )
+    with DataContext.current(context):
+        scored = _dataset(config, corpus, run_fingerprint, board, verbose)
+        try:
+            scored.write_parquet(
+                output.scores,
+                filesystem=output.filesystem,
+                min_rows_per_file=config.ray.rows_per_file,
+                ray_remote_args={"num_cpus": _IO_CPUS},
+            )
+        except Exception:
+            refusal = ray.get(board.refusal.remote())
+            if refusal is not None:
+                raise UserError(*refusal) from None
+            raise
+
+
+def _dataset(config: RunConfig, corpus: Corpus, run_fingerprint: str, board: Any, verbose: bool) -> ray.data.Dataset:
     limits, slice_rows = config.images, config.ray.batch_size
 
     def decode(rows: pa.Table) -> Iterator[pa.Table]:
         return decode_rows(rows, limits, slice_rows)
 
-    scored = (
-        ray.data.read_datasource(CorpusSource(corpus, board))
+    return (
+        ray.data.read_datasource(CorpusSource(corpus, board), ray_remote_args={"num_cpus": _IO_CPUS})
+        # A manifest of text is read as a block or two: without this one task would decode all of its images.
+        .repartition(target_num_rows_per_block=4 * slice_rows)
         .map_batches(decode, batch_format="pyarrow", batch_size=4 * slice_rows, num_cpus=_decode_cpus(config))
         .map_batches(
             _ScorerActor,
@@ -185,13 +221,6 @@ def _execute(
             num_gpus=_gpus(config),
         )
     )
-    try:
-        scored.write_parquet(output.scores, filesystem=output.filesystem, min_rows_per_file=config.ray.rows_per_file)
-    except Exception:
-        refusal = ray.get(board.refusal.remote())
-        if refusal is not None:
-            raise UserError(*refusal) from None
-        raise
 
 
 def _pool(config: RunConfig) -> ray.data.ActorPoolStrategy:
@@ -209,6 +238,23 @@ def _decode_cpus(config: RunConfig) -> float:
     # Ray Data fuses neighbours that ask for the same; decoding would then wait for the engine in its actor.
     same = config.ray.decode_cpus == config.ray.num_cpus
     return config.ray.decode_cpus + (0.001 if same else 0.0)
+
+
+def _check_resources(config: RunConfig) -> None:
+    """Refuses what no node of the cluster has: it would be waited for in silence.
+
+    Raises:
+        UserError: naming what is asked for and what there is. A growing cluster may get it; then only the
+            largest node it has now counts, which is why a GPU is not asked for where there is none yet.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needs = {"CPU": ("ray.num_cpus", config.ray.num_cpus), "GPU": ("ray.num_gpus", _gpus(config) or 0.0)}
+    for resource, (key, wanted) in needs.items():
+        most = max((node.get(resource, 0.0) for node in nodes), default=0.0)
+        if wanted > most:
+            raise UserError(
+                f"{key}={wanted:g}", f"no node of the cluster has more than {most:g} {resource}s", "ask for fewer"
+            )
 
 
 def _gpus(config: RunConfig) -> float | None:
@@ -230,6 +276,8 @@ def _connect(config: RunConfig, verbose: bool) -> None:
     if address is None:
         most = config.ray.actors[1] if isinstance(config.ray.actors, tuple) else config.ray.actors
         room = int(most * config.ray.num_cpus) + 3
+        # "local", or a cluster that happens to run on this machine would be joined, and refuse num_cpus.
+        address = "local"
         options |= {"num_cpus": max(os.cpu_count() or 1, room), "include_dashboard": False}
     try:
         with contextlib.nullcontext() if verbose else _muted_stderr():

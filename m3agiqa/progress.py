@@ -28,13 +28,14 @@ class Board:
         self._engines: dict[str, dict[str, float]] = {}
         self._refusal: tuple[str, str, str] | None = None
         self._ready_at: float | None = None
-        self._losses = 0
+        self._losses: Counter[str] = Counter()
 
     def report(self, actor: str, statuses: Mapping[str, int], engine: Mapping[str, float]) -> None:
         """Adds rows by status, and takes an engine's counters as they stand; an engine's first says it is up."""
         self._ready_at = self._ready_at or time.time()
         self._statuses.update(statuses)
-        self._losses = 0 if statuses else self._losses
+        if statuses:
+            self._losses[actor] = 0
         self._engines[actor] = dict(engine)
 
     def refuse(self, error: UserError) -> None:
@@ -45,10 +46,10 @@ class Board:
         """The first such error, as the arguments of a `UserError`."""
         return self._refusal
 
-    def lost(self) -> int:
-        """Notes that an engine was lost. Returns how many were since the last row was scored."""
-        self._losses += 1
-        return self._losses
+    def lost(self, actor: str) -> int:
+        """Notes that an actor lost its engine. Returns how often it has since it last scored a row."""
+        self._losses[actor] += 1
+        return self._losses[actor]
 
     def snapshot(self) -> dict[str, Any]:
         """Rows by status, engines at work, when the first was up (Unix time), and their counters added up."""

@@ -27,6 +27,7 @@ from m3agiqa.models import model_digest, model_folder
 from m3agiqa.records import Status
 
 MANIFEST = "run.json"
+_PENDING = ".pending.parquet"
 
 
 def fingerprint_parts(config: RunConfig) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def fingerprint_parts(config: RunConfig) -> dict[str, Any]:
 
 def fingerprint(parts: dict[str, Any]) -> str:
     """16 hex digits that are equal where all parts are."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _engine_version(kind: str) -> str:
@@ -101,7 +102,10 @@ class Output:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.filesystem, self.path = locate(uri)
+        try:
+            self.filesystem, self.path = locate(uri)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--output {uri}", f"cannot be used ({error})", "give a folder or a known URI") from None
         self.scores = f"{self.path}/scores"
         self.checkpoint = f"{self.path}/checkpoint"
 
@@ -114,12 +118,21 @@ class Output:
         earlier = self.read_manifest()
         if earlier is None:
             self._refuse_foreign_files()
+        elif not self._files():
+            pass  # A first attempt that wrote nothing binds nobody.
         elif earlier.fingerprint != manifest.fingerprint:
             changed = ", ".join(differences(earlier.fingerprint_parts, manifest.fingerprint_parts)) or "the version"
             raise UserError(
                 f"--output {self.uri}",
                 f"holds scores of another fingerprint ({changed} differs)",
                 "give another folder, or the configuration that began this one",
+            )
+        elif (earlier.input, earlier.config.get("corpus")) != (manifest.input, manifest.config["corpus"]):
+            # Its ids may mean other images: they would count as done and keep the other images' scores.
+            raise UserError(
+                f"--output {self.uri}",
+                f"holds scores of another input ({earlier.input}, or other corpus.* settings)",
+                "give another folder, or the input that began this one",
             )
         try:
             self.filesystem.create_dir(self.scores, recursive=True)
@@ -146,7 +159,7 @@ class Output:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Writes `run.json` whole: a reader never sees half of one."""
-        data = json.dumps(asdict(manifest), indent=2, ensure_ascii=False).encode()
+        data = json.dumps(asdict(manifest), indent=2, ensure_ascii=False, default=str).encode()
         # Object stores publish an object when it is closed; on a disk the rename does that.
         local = isinstance(self.filesystem, pa.fs.LocalFileSystem)
         path = f"{self.path}/{MANIFEST}"
@@ -175,9 +188,22 @@ class Output:
                 counts[entry["values"]] += entry["counts"]
         return dict(counts.most_common())
 
+    def _files(self) -> list[str]:
+        """Score files that are committed. Ray Data writes a file in place between two marks of its own.
+
+        What a run that was killed left half-written is removed when the next one starts; until then the
+        pending mark tells it apart.
+        """
+        pending = [name.removesuffix(_PENDING) for name in self._names(self.checkpoint) if name.endswith(_PENDING)]
+        names = [name for name in self._names(self.scores) if name.endswith(".parquet")]
+        return [f"{self.scores}/{name}" for name in names if not any(name.startswith(stem) for stem in pending)]
+
+    def _names(self, folder: str) -> list[str]:
+        found = self.filesystem.get_file_info(pa.fs.FileSelector(folder, allow_not_found=True))
+        return [info.base_name for info in found]
+
     def _dataset(self) -> pa.dataset.Dataset | None:
-        selector = pa.fs.FileSelector(self.scores, allow_not_found=True)
-        files = [f.path for f in self.filesystem.get_file_info(selector) if f.path.endswith(".parquet")]
+        files = self._files()
         return pa.dataset.dataset(sorted(files), filesystem=self.filesystem, format="parquet") if files else None
 
     def _refuse_foreign_files(self) -> None:

@@ -4,6 +4,7 @@ Knows nothing of Ray: `decode_rows` and `Scorer` work on Arrow tables wherever t
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,6 +32,8 @@ _DECODED = {
 }
 # Files are read this many at a time: object stores answer slowly, but many at once.
 _FETCH_THREADS = 16
+# Object stores refuse some requests when they are busy; the pauses before trying again.
+_FETCH_PAUSES_S = (0.5, 2.0)
 
 
 def decode_rows(rows: pa.Table, limits: ImageConfig, slice_rows: int = 16) -> Iterator[pa.Table]:
@@ -57,12 +60,16 @@ def _read(source: tuple[str | None, bytes | None]) -> bytes | tuple[Status, str]
         return data
     if uri is None:
         return Status.REJECTED, "the row names no image"
-    try:
-        return fetch(uri)
-    except FileNotFoundError:
-        return Status.REJECTED, f"there is no such file: {uri}"
-    except Exception as error:  # noqa: BLE001 - the row boundary: file systems raise errors of their own kinds
-        return Status.FAILED, f"cannot read {uri}: {_one_line(error)}"
+    for pause_s in (*_FETCH_PAUSES_S, None):
+        try:
+            return fetch(uri)
+        except FileNotFoundError:
+            return Status.REJECTED, f"there is no such file: {uri}"
+        except Exception as error:  # noqa: BLE001 - the row boundary: file systems raise errors of their own kinds
+            if pause_s is None:
+                return Status.FAILED, f"cannot read {uri}: {_one_line(error)}"
+        time.sleep(pause_s)
+    raise AssertionError("the last try returns")
 
 
 def _decode_one(read: bytes | tuple[Status, str], limits: ImageConfig) -> dict[str, Any]:

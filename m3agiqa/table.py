@@ -34,9 +34,12 @@ def print_scores(rows: pa.Table, console: Console, limit: int = 50) -> None:
         if row["status"] == Status.OK:
             cells += [_cell(row, aspect) for aspect in aspects]
         else:
-            cells.append(Text(f"{row['status']}: {row['error']}", style="red"))
+            cells.append(Text(row["status"], style="red"))
         table.add_row(*cells)
     console.print(table)
+    for row in rows.slice(0, limit).to_pylist():
+        if row["status"] != Status.OK:
+            console.print(Text(f"{str(row['image']).rsplit('/', 1)[-1] or row['id']}: {row['status']}: {row['error']}"))
     if rows.num_rows > limit:
         console.print(f"... and {rows.num_rows - limit} more")
 

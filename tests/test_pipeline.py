@@ -29,10 +29,10 @@ def rows_of(output: Path | str) -> list[dict]:
     return Output(str(output)).rows().to_pylist()
 
 
-@pytest.mark.parametrize("kind", ["simulated", "vllm"])
+@pytest.mark.parametrize("kind", ["simulated", "vllm", "transformers"])
 def test_every_bad_input_gives_exactly_one_row_and_never_a_zero(tmp_path, kind):
     expected = write_bad_inputs(tmp_path / "in")
-    if kind == "vllm":
+    if kind != "simulated":
         # 50 kB of prompt are more than the model's context; without a model there is no context.
         expected["long_prompt"] = "rejected"
     manifest = run_scoring(config(f"engine.kind={kind}"), str(tmp_path / "in" / "manifest.csv"), str(tmp_path / "out"))

@@ -33,6 +33,13 @@ def test_the_board_adds_up_rows_and_takes_counters_as_they_stand():
     assert found["ready_at"] > 0
 
 
+def test_an_actor_that_keeps_losing_its_engine_is_noticed_beside_others_that_do_not():
+    board = Board()
+    assert [board.lost("a"), board.lost("a"), board.lost("b")] == [1, 2, 1]
+    board.report("b", {"ok": 1}, {})
+    assert (board.lost("a"), board.lost("b")) == (3, 1)
+
+
 def test_the_first_refusal_stays():
     board = Board()
     assert board.refusal() is None

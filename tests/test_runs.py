@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pyarrow as pa
@@ -60,11 +61,39 @@ def test_a_large_file_is_told_apart_by_a_change_in_its_middle(tmp_path):
 def test_another_fingerprint_is_refused_by_name_and_nothing_is_changed(tmp_path):
     output = Output(str(tmp_path / "out"))
     output.prepare(manifest_for())
+    output.prepare(manifest_for("scoring.max_description_tokens=9"))  # nothing is written yet
+    output.prepare(manifest_for())
+    pq.write_table(pa.table({"status": ["ok"]}), tmp_path / "out" / "scores" / "0.parquet")
     before = (tmp_path / "out" / "run.json").read_text()
     with pytest.raises(UserError, match=r"scoring\.max_description_tokens"):
         output.prepare(manifest_for("scoring.max_description_tokens=9"))
     assert (tmp_path / "out" / "run.json").read_text() == before
     output.prepare(manifest_for())
+
+
+def test_another_input_is_refused_since_its_ids_may_mean_other_images(tmp_path):
+    output = Output(str(tmp_path / "out"))
+    output.prepare(manifest_for())
+    pq.write_table(pa.table({"status": ["ok"]}), tmp_path / "out" / "scores" / "0.parquet")
+    with pytest.raises(UserError, match="another input"):
+        output.prepare(dataclasses.replace(manifest_for(), input="elsewhere"))
+    with pytest.raises(UserError, match="another input"):
+        output.prepare(manifest_for("corpus.prompt_column=caption"))
+
+
+def test_what_a_killed_run_left_half_written_is_not_read(tmp_path):
+    output = Output(str(tmp_path / "out"))
+    output.prepare(manifest_for())
+    pq.write_table(pa.table({"status": ["ok"]}), tmp_path / "out" / "scores" / "a_0-0.parquet")
+    (tmp_path / "out" / "scores" / "b_0-0.parquet").write_bytes(b"PAR1 half")
+    (tmp_path / "out" / "checkpoint").mkdir()
+    (tmp_path / "out" / "checkpoint" / "b_0.pending.parquet").write_bytes(b"")
+    assert output.count_by_status() == {"ok": 1}
+
+
+def test_an_output_that_no_file_system_has_is_refused():
+    with pytest.raises(UserError, match="s4://x"):
+        Output("s4://x/y")
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

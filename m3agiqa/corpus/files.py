@@ -155,12 +155,19 @@ def fetch(uri: str) -> bytes:
         raise
 
 
-def fetch_all(uris: list[str]) -> list[bytes]:
-    """Reads many small files at once, in order. Raises what `fetch` raises."""
+def fetch_all(uris: list[str]) -> list[bytes | None]:
+    """Reads many small files at once, in order; None for one that cannot be read."""
     if len(uris) < 2 or is_local(uris[0]):
-        return [fetch(uri) for uri in uris]
+        return [_fetch_or_none(uri) for uri in uris]
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        return list(pool.map(fetch, uris))
+        return list(pool.map(_fetch_or_none, uris))
+
+
+def _fetch_or_none(uri: str) -> bytes | None:
+    try:
+        return fetch(uri)
+    except OSError:
+        return None
 
 
 def expand(uri: str) -> Listing:

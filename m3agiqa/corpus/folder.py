@@ -55,7 +55,8 @@ class FolderShard:
             sidecars = self.prompts.slice(start, ROWS_PER_TABLE).to_pylist()
             wanted = sorted({name for name in sidecars if name is not None})
             contents = files.fetch_all([files.join(self.base, name) for name in wanted])
-            texts = {name: decode_text(data) for name, data in zip(wanted, contents, strict=True)}
+            # A sidecar that cannot be read (a link to nowhere, say) is no prompt; it must not end the run.
+            texts = {name: decode_text(data or b"") for name, data in zip(wanted, contents, strict=True)}
             uris = pa.array([files.join(self.base, name) for name in names.to_pylist()], pa.string())
             prompts = pa.array([texts[name].strip() if name else None for name in sidecars], pa.string())
             count = len(names)

@@ -42,10 +42,8 @@ class Engine(Protocol):
     """Judges images. One lives in each actor.
 
     `assess` returns one outcome for each item, in order; it raises only when the engine itself can
-    no longer be used. Several calls may be under way at once where `concurrent` is true.
+    no longer be used. Several calls may be under way at once; an engine that cannot do that queues them.
     """
-
-    concurrent: bool
 
     async def assess(self, items: Sequence[Item]) -> list[Outcome]:
         """Runs both rounds of every aspect of every item."""

@@ -116,9 +116,11 @@ class PromptBuilder:
         text = self._cut(text)
         if not image:
             return {"role": "user", "content": self._content(text)}
+        # Cut after the placeholder too: joined with the line break it would be other tokens, and vLLM
+        # would look for it in the text instead, where a user's control strings are control again.
         if self._content_parts:
             return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-        return {"role": "user", "content": f"{self.image_token}\n{text}"}
+        return {"role": "user", "content": f"{self.image_token}{_CUT}\n{text}"}
 
     def _cut(self, text: str) -> str:
         text = text.replace(_CUT, "").replace(_ANSWER, "")
@@ -151,13 +153,22 @@ def load_processor(folder: Path, config: ModelConfig) -> Any:
     return AutoProcessor.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
 
 
+def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
+    """The transformers tokenizer of a checkpoint."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+
+
 def prompt_builder(folder: Path, config: ModelConfig, processor: Any = None) -> PromptBuilder:
     """The prompt builder of a checkpoint.
 
     Raises:
         UserError: if there is no chat template, or the image's placeholder cannot be told.
     """
-    processor = processor if processor is not None else load_processor(folder, config)
+    if processor is None:
+        # The tokenizer is enough where the placeholder is given, and needs less of the checkpoint's own code.
+        processor = load_tokenizer(folder, config) if config.image_token else load_processor(folder, config)
     tokenizer = getattr(processor, "tokenizer", processor)
     template = tokenizer.chat_template or getattr(processor, "chat_template", None)
     if template is None:

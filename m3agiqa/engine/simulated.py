@@ -13,8 +13,6 @@ from m3agiqa.records import Assessment
 class SimulatedEngine:
     """Ratings are drawn from a hash of pixels, prompt and aspect: they mean nothing, but never change."""
 
-    concurrent = True
-
     def __init__(self, config: RunConfig) -> None:
         self._latency_s = config.engine.simulated_latency_s
         self._items = 0

@@ -15,7 +15,7 @@ from m3agiqa import conversation
 from m3agiqa.adapters import add_to_transformers, distinct, load_adapters, use_adapter
 from m3agiqa.aspects import Aspect
 from m3agiqa.config import RunConfig
-from m3agiqa.engine.base import Item, ItemRejected, Outcome
+from m3agiqa.engine.base import Item, ItemFailed, ItemRejected, Outcome
 from m3agiqa.engine.capture import Keeper
 from m3agiqa.engine.context import check_context
 from m3agiqa.engine.prompting import load_processor, prompt_builder
@@ -43,10 +43,8 @@ class _Talk:
 class TransformersEngine:
     """Runs any image-text-to-text checkpoint of transformers with a chat template."""
 
-    concurrent = False
-
     def __init__(self, config: RunConfig) -> None:
-        from transformers import AutoModelForImageTextToText
+        from transformers import AutoModelForImageTextToText, GenerationConfig
 
         folder = model_folder(config.model)
         self._scoring = config.scoring
@@ -62,13 +60,18 @@ class TransformersEngine:
             folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code
         )
         self._model = model.to(self._device).eval()
+        # Greedy and nothing else: a checkpoint's own settings (a repetition penalty, say) would apply here only.
+        self._model.generation_config = GenerationConfig()
         self._adapters = load_adapters(config.model.adapters, folder)
         self._peft = add_to_transformers(self._model, self._adapters)
+        self._lock = asyncio.Lock()
         self._counts = {"images": 0.0, "conversations": 0.0, "prompt_tokens": 0.0, "generated_tokens": 0.0}
 
     async def assess(self, items: Sequence[Item]) -> list[Outcome]:
         """One outcome per item, in order."""
-        return await asyncio.to_thread(self._assess, items)
+        # One batch at a time, whoever calls: there is one model, and the adapter in force is its state.
+        async with self._lock:
+            return await asyncio.to_thread(self._assess, items)
 
     def stats(self) -> dict[str, float]:
         """Images, conversations, prompt and generated tokens so far."""
@@ -80,25 +83,42 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _assess(self, items: Sequence[Item]) -> list[Outcome]:
-        outcomes: list[dict[Aspect, Assessment] | ItemRejected] = [{} for _ in items]
+        outcomes: list[dict[Aspect, Assessment] | ItemRejected | ItemFailed] = [{} for _ in items]
         talks: list[_Talk] = []
         for i, item in enumerate(items):
             try:
                 talks += self._open(i, item)
             except ItemRejected as rejection:
                 outcomes[i] = rejection
+            except Exception as error:  # noqa: BLE001 - the row boundary: what a processor cannot take costs one row
+                outcomes[i] = ItemFailed(f"the model's processor failed: {type(error).__name__}: {error}")
         for adapter in [*distinct(self._adapters), None]:
             same = [talk for talk in talks if self._adapters.get(talk.aspect) is adapter]
             with use_adapter(self._peft, adapter):
                 for start in range(0, len(same), self._batch_size):
-                    self._converse(same[start : start + self._batch_size])
+                    self._converse_each(same[start : start + self._batch_size], outcomes)
         for talk in talks:
             found = outcomes[talk.item]
-            assert isinstance(found, dict)
-            found[talk.aspect] = self._assessment(talk)
+            if isinstance(found, dict):
+                found[talk.aspect] = self._assessment(talk)
         self._counts["images"] += len(items)
         self._counts["conversations"] += len(talks)
         return list(outcomes)
+
+    def _converse_each(
+        self, talks: list[_Talk], outcomes: list[dict[Aspect, Assessment] | ItemRejected | ItemFailed]
+    ) -> None:
+        """Runs a batch; where that fails, each conversation alone, so that only those at fault are lost."""
+        opened = [talk.ids for talk in talks]
+        try:
+            self._converse(talks)
+        except Exception as error:  # noqa: BLE001 - the row boundary: out of memory, or an input the model trips over
+            if len(talks) == 1:
+                outcomes[talks[0].item] = ItemFailed(f"the model failed: {type(error).__name__}: {error}")
+                return
+            for talk, ids in zip(talks, opened, strict=True):
+                talk.ids = ids
+                self._converse_each([talk], outcomes)
 
     def _converse(self, talks: list[_Talk]) -> None:
         self._describe(talks)

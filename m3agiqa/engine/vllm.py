@@ -50,8 +50,6 @@ _MAX_BIASED = 1024
 class VllmEngine:
     """Runs a checkpoint in vLLM's asynchronous engine, which lives in a process of its own."""
 
-    concurrent = True
-
     def __init__(self, config: RunConfig) -> None:
         folder = model_folder(config.model)
         self._scoring = config.scoring
@@ -108,6 +106,8 @@ class VllmEngine:
                     started = first_token.setdefault(name, asyncio.Event())
                     tasks[aspect] = group.create_task(self._converse(item, image, aspect, started, lead=lead))
         except ExceptionGroup as errors:
+            if self._engine.errored:
+                raise
             return _outcome_of(errors)
         self._counts["images"] += 1
         self._counts["conversations"] += len(tasks)
@@ -191,6 +191,10 @@ class VllmEngine:
                 started.set()
             last = output
         assert last is not None
+        reason = last.outputs[0].finish_reason
+        if reason not in ("stop", "length"):
+            # vLLM reports some failures as an output with nothing in it; it is no answer.
+            raise ItemFailed(f"the engine gave up on this image's request ({reason})")
         return last
 
     def _params(self, max_tokens: int, logprobs_of: tuple[int, ...], *, stream: bool) -> "SamplingParams":
@@ -273,7 +277,13 @@ def _start(
         args |= capture_engine_args(architectures, config.engine.tensor_parallel_size)
     tally = _Tally()
     engine_args = AsyncEngineArgs(**(args | config.engine.vllm_args))
-    return AsyncLLM.from_engine_args(engine_args, stat_loggers=[_stat_logger(tally)]), tally
+    try:
+        return AsyncLLM.from_engine_args(engine_args, stat_loggers=[_stat_logger(tally)]), tally
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            "the configuration of vLLM", f"is refused by it: {reason}", "change engine.* or model.*; -v shows more"
+        ) from error
 
 
 def _stat_logger(tally: _Tally) -> Any:
@@ -307,12 +317,14 @@ def _stat_logger(tally: _Tally) -> Any:
 def _outcome_of(errors: ExceptionGroup[Exception]) -> ItemRejected | ItemFailed:
     """What the errors of one item's conversations mean for it; raises those that mean a dead engine."""
     from vllm.exceptions import VLLMClientError
-    from vllm.v1.engine.exceptions import EngineGenerateError
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+    if (dead := errors.subgroup(EngineDeadError)) is not None:
+        raise dead
     error: Exception = errors
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
-    if isinstance(error, ItemRejected):
+    if isinstance(error, ItemRejected | ItemFailed):
         return error
     if isinstance(error, VLLMClientError):
         return ItemRejected(f"the model cannot take this image or prompt: {error}")

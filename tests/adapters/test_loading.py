@@ -32,7 +32,11 @@ class TestLoading:
         assert set(loaded) == {Aspect.QUALITY, Aspect.AUTHENTICITY}
         assert loaded[Aspect.QUALITY].digest != loaded[Aspect.AUTHENTICITY].digest
         args = vllm_lora_args(loaded)
-        assert (args["enable_lora"], args["max_loras"], args["max_lora_rank"]) == (True, 3, 16)  # one slot stays empty: see vllm_lora_args
+        assert (args["enable_lora"], args["max_loras"], args["max_lora_rank"]) == (
+            True,
+            3,
+            16,
+        )  # one slot stays empty: see vllm_lora_args
         equal = load_adapters({"quality": str(adapter), "correspondence": str(same), "authenticity": None}, model)
         assert set(equal) == {Aspect.QUALITY, Aspect.CORRESPONDENCE}
         assert equal[Aspect.QUALITY] is equal[Aspect.CORRESPONDENCE]

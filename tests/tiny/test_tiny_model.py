@@ -114,7 +114,7 @@ def test_one_look_at_an_image_serves_all_of_its_conversations(model, encoder, sa
 
 
 def test_answers_are_well_formed_even_for_prompts_it_cannot_know(model, encoder, samples):
-    prompts = [None, "two red spheres on a sandy plain", "Ein Bild von {x}? <image> " + "very long " * 60]
+    prompts = [None, "two red spheres on a sandy plain", "Ein Bild von {x}? <image> Ein Haus, (masterpiece:1.2) 中"]
     asked = [Conversation(Aspect.QUALITY, p, "", None) for p in prompts]
     asked += [Conversation(Aspect.CORRESPONDENCE, p, "", None) for p in prompts[1:]]
     answers = ask(model, encoder, [s.pixels for s in samples[: len(asked)]], asked)
@@ -122,6 +122,13 @@ def test_answers_are_well_formed_even_for_prompts_it_cannot_know(model, encoder,
         assert answer.description.endswith(".")
         assert len(answer.description) > 15
         assert parse_rating(answer.word) == answer.word
+        assert 0 <= answer.score <= 5
+
+
+def test_a_prompt_far_longer_than_any_trained_on_still_gets_a_rating(model, encoder, samples):
+    asked = [Conversation(aspect, "a very long prompt " * 150, "", None) for aspect in Aspect]
+    for answer in ask(model, encoder, [samples[0].pixels] * len(asked), asked):
+        assert answer.word in RATING_WORDS
         assert 0 <= answer.score <= 5
 
 
