@@ -32,10 +32,10 @@ $(error ENGINE=$(ENGINE) is no engine of the demo; use ENGINE=vllm or ENGINE=tra
 endif
 
 demo: $(VENV)/.$(ENGINE)
-	@rm -rf $(OUT)/scores
+	@rm -rf $(OUT)/run
 	@$(BIN)/python -m m3agiqa.tiny.demo --out $(OUT)/pictures
-	@$(BIN)/m3agiqa score --input $(OUT)/pictures/manifest.csv --output $(OUT)/scores --config configs/tiny.yaml --set engine.kind=$(ENGINE)
-	@$(BIN)/m3agiqa show $(OUT)/scores
+	@$(BIN)/m3agiqa score --input $(OUT)/pictures/manifest.csv --output $(OUT)/run --config configs/tiny.yaml --set engine.kind=$(ENGINE)
+	@$(BIN)/m3agiqa show $(OUT)/run
 
 test: $(VENV)/.vllm
 	$(BIN)/python -m pytest $(TESTS)

@@ -71,10 +71,11 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
     total = None if corpus.rows is None else max(corpus.rows - done_before, 0)
     with Live(lambda: ray.get(board.snapshot.remote()), total) as live:
         _execute(config, corpus, output, manifest.fingerprint, board, verbose)
+    ended = time.time()
     manifest.engine = live.last["totals"]
     scored = sum(live.last["statuses"].values())
     if scored and live.last["ready_at"] is not None:
-        manifest.images_per_second = round(scored / (time.time() - live.last["ready_at"]), 3)
+        manifest.images_per_second = round(scored / (ended - live.last["ready_at"]), 3)
     return _finish(output, manifest, started)
 
 
@@ -166,11 +167,6 @@ class _ScorerActor:
         self._board.report.remote(self._name, Counter(scored["status"].to_pylist()), self._scorer.engine.stats())
         yield scored
 
-    def __del__(self) -> None:
-        scorer = getattr(self, "_scorer", None)
-        if scorer is not None:
-            scorer.engine.close()
-
 
 def _execute(
     config: RunConfig, corpus: Corpus, output: Output, run_fingerprint: str, board: Any, verbose: bool
@@ -207,7 +203,7 @@ def _dataset(config: RunConfig, corpus: Corpus, run_fingerprint: str, board: Any
         return decode_rows(rows, limits, slice_rows)
 
     return (
-        ray.data.read_datasource(CorpusSource(corpus, board), ray_remote_args={"num_cpus": _IO_CPUS})
+        ray.data.read_datasource(CorpusSource(corpus, board), num_cpus=_IO_CPUS)
         # A manifest of text is read as a block or two: without this one task would decode all of its images.
         .repartition(target_num_rows_per_block=4 * slice_rows)
         .map_batches(decode, batch_format="pyarrow", batch_size=4 * slice_rows, num_cpus=_decode_cpus(config))

@@ -23,8 +23,11 @@ say nothing about either.
 - *Quality*: blur, noise, JPEG blocks, pixelation, low contrast, under- and overexposure, banding.
 - *Authenticity*: areas that are melted, tiled, covered by a checkerboard, scrambled or smeared. A picture
   without such an area counts as authentic, rendered or not.
-- *Correspondence*: prompts such as "two red spheres on a sandy plain" with one or two groups of up to three
-  {shapes} in {colours}, {places}. Of other prompts it can at best say that they ask for something else.
+- *Correspondence*: prompts such as "two red spheres on a sandy plain", with one or two groups of up to three
+  objects. Of other prompts it can at best say that they ask for something else.
+    - shapes: {shapes}
+    - colours: {colours}
+    - places: {places}
 
 It sees {image_size} x {image_size} pixels in {image_tokens} tokens, whatever the size and the aspect ratio of the
 image: damage that disappears at that size is not seen.

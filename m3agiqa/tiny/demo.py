@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m m3agiqa.tiny.demo", description="Writes the demo corpus.")
     parser.add_argument("--out", required=True, help="folder for the pictures and manifest.csv")
     manifest = write(parser.parse_args().out)
-    print(manifest)
+    print(f"{len(rows())} pictures with their prompts: {manifest}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Heads(nn.Module):
         config = model.config
         width, tokens = config.vision_config.hidden_size, config.text_config.hidden_size
         self.patch = nn.Linear(width, sum(_OF_A_PATCH))
-        self.centres = nn.Linear(tokens, 1)
+        self.token = nn.Linear(tokens, 1 + sum(_OF_A_PATCH))
         self.query = nn.Parameter(torch.randn(8, tokens) * 0.01)
         self.image = nn.Sequential(nn.Linear(8 * tokens, 256), nn.GELU(), nn.Linear(256, sum(_OF_AN_IMAGE)))
         self.talk = nn.Sequential(nn.LayerNorm(tokens), nn.Linear(tokens, sum(_OF_AN_IMAGE) + _MATCHES))
@@ -45,7 +45,7 @@ class Heads(nn.Module):
         patch_logits = self.patch(patches).float().split(_OF_A_PATCH, -1)
         for name, logits, target in zip(("shape", "colour", "artefact"), patch_logits, truth["patch"], strict=True):
             losses[f"patch {name}"] = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-        losses["centres"] = 0.3 * F.mse_loss(self.centres(tokens)[..., 0].float(), truth["centres"])
+        losses["tokens"] = 10 * F.mse_loss(self.token(tokens).float(), truth["tokens"])
         attention = (tokens @ self.query.T / math.sqrt(tokens.shape[-1])).softmax(1)
         pooled = torch.einsum("btq,btw->bqw", attention, tokens).flatten(1)
         losses |= _of_images(self.image(pooled).float(), truth, slice(None))
@@ -76,9 +76,9 @@ def _of_images(out: Tensor, truth: dict[str, Any], image_of: Any) -> dict[str, T
         "degradations": 20 * F.mse_loss(degraded, truth["degradations"][image_of]),
         "artefacts": 20 * F.mse_loss(falsified, truth["artefacts"][image_of]),
         "place": 0.3 * answered[0],
-        "number": 0.3 * (answered[1] + answered[4]),
-        "colour": 0.3 * (answered[2] + answered[5]),
-        "shape": 0.3 * (answered[3] + answered[6]),
+        "number": 0.5 * (answered[1] + answered[4]),
+        "colour": 0.5 * (answered[2] + answered[5]),
+        "shape": 0.5 * (answered[3] + answered[6]),
     }
 
 
@@ -91,13 +91,17 @@ def truth_of(samples: Sequence[Sample], config: Any) -> dict[str, Any]:
         torch.from_numpy(np.stack([getattr(s, name)[middle, middle] for s in samples]).astype(np.int64)).flatten(1)
         for name in ("shape_map", "colour_map", "artefact_map")
     ]
-    centres = np.zeros((len(samples), tokens_per_side, tokens_per_side), np.float32)
+    centres = torch.zeros(len(samples), tokens_per_side, tokens_per_side)
     for sample, cells in zip(samples, centres, strict=True):
         for x, y in sample.centres:
             cells[int(y * tokens_per_side), int(x * tokens_per_side)] += 1
+    # What share of a token's patches shows each shape, colour and artefact.
+    side = EYE // patch
+    shares = torch.cat([F.one_hot(m, n) for m, n in zip(maps, _OF_A_PATCH, strict=True)], -1).float()
+    shares = F.avg_pool2d(shares.view(len(samples), side, side, -1).permute(0, 3, 1, 2), side // tokens_per_side)
     return {
         "patch": maps,
-        "centres": torch.from_numpy(centres).flatten(1),
+        "tokens": torch.cat([centres[:, None], shares], 1).flatten(2).transpose(1, 2),
         "degradations": torch.tensor([_severities(s.degradations, DEGRADATIONS, s.quality) for s in samples]),
         "artefacts": torch.tensor([_severities(s.artefacts, ARTEFACTS, s.authenticity) for s in samples]),
         "classes": torch.tensor([_classes(s) for s in samples]),

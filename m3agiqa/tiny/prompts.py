@@ -42,6 +42,8 @@ _SENTENCES = (
 
 def foreign_prompt(rng: np.random.Generator) -> str:
     """A prompt that asks for nothing that the scenes can show; short, long or of several sentences."""
+    if rng.random() < 0.25:
+        return _unreadable(rng)
     parts = [str(rng.choice(_SUBJECTS))]
     if rng.random() < 0.5:
         parts.append(str(rng.choice(_DEEDS)))
@@ -53,3 +55,21 @@ def foreign_prompt(rng: np.random.Generator) -> str:
     if rng.random() < 0.3:
         text = text[0].upper() + text[1:] + ". " + " ".join(rng.choice(_SENTENCES, int(rng.integers(1, 4))))
     return text
+
+
+def _unreadable(rng: np.random.Generator) -> str:
+    """Words of no language that was trained on, so that the answers stay sensible on any text."""
+    words = []
+    for _ in range(int(rng.integers(2, 22))):
+        word = "".join(chr(int(c)) for c in rng.choice(_LETTERS, int(rng.integers(2, 7))))
+        words.append(word.capitalize() if rng.random() < 0.2 else word)
+    text = str(rng.choice([" ", ", ", " "])).join(words)
+    return text + str(rng.choice(["", ".", "!", " --ar 16:9 --v 5", " (masterpiece:1.2)", " <lora:x>", " {a|b}"]))
+
+
+_LETTERS = [*range(97, 123)] * 6 + [
+    *range(0x30, 0x3A),
+    *range(0xE0, 0xF6),
+    *range(0x430, 0x440),
+    *range(0x4E00, 0x4E10),
+]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from m3agiqa.tiny.vision import initialise
 HELD_OUT = 1_000_000
 """Seeds from here on are never trained on."""
 
-DEFAULT_MINUTES = 9.0
+DEFAULT_MINUTES = 12.0
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,13 @@ class Plan:
     bases: int
     see_steps: int
     say_steps: int
+    last_steps: int
     batch: int = 16
     rate: float = 1.5e-3
     eye_rate: float = 1e-4
     connector_rate: float = 5e-5
+    last_rate: float = 8e-4
+    last_connector_rate: float = 5e-4
     test_samples: int = 400
 
 
@@ -45,8 +49,9 @@ def plan_of(minutes: float) -> Plan:
     """The plan that takes about `minutes` on one core of the machine where the model was made."""
     return Plan(
         bases=max(60, int(minutes * 150)),
-        see_steps=max(2, int(minutes * 33)),
-        say_steps=max(2, int(minutes * 45)),
+        see_steps=max(2, int(minutes * 50)),
+        say_steps=max(2, int(minutes * 35)),
+        last_steps=max(2, int(minutes * 20)),
     )
 
 
@@ -70,29 +75,36 @@ def train(out: Path, *, minutes: float = DEFAULT_MINUTES, seed: int = 0, log: Ca
     torch.manual_seed(seed)
     pool, rng = _pool(plan, seed, log), np.random.default_rng([seed, 3])
     size = Size()
-    texts = [f"{c.prompt} {c.description}" for s in pool.draw(3000) for c in conversations(s, rng)]
+    texts = [f"{c.prompt} {c.description}" for s in pool.draw(1000) for c in conversations(s, rng)]
     processor = build_processor(train_tokenizer(texts), size)
     model = build(size, processor.tokenizer, seed)
     _fit(model, processor, pool, plan, rng, log)
+    finish(model, processor, pool.bases, plan, seed, log)
     made = time.process_time() - began
-    results = _results(model, Encoder(processor), plan, seed)
+    _deliver(out, model, processor, plan, {"cpu_minutes": round(made / 60, 1), "seed": seed, "minutes": minutes}, log)
+
+
+def _deliver(
+    out: Path,
+    model: Idefics3ForConditionalGeneration,
+    processor: Idefics3Processor,
+    plan: Plan,
+    card: dict[str, Any],
+    log: Callable[[str], None],
+) -> None:
+    """Measures the model and writes its folder."""
+    size = Size()
+    results = _results(model, Encoder(processor), plan, card["seed"])
     save(out, model, processor)
-    card = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "cpu_minutes": round(made / 60, 1),
-        "seed": seed,
-        "minutes": minutes,
-        "plan": asdict(plan),
-        "size": asdict(size),
-        "results": results,
-    }
+    parameters = sum(p.numel() for p in model.parameters())
     facts = {
         "image_size": size.image_size,
         "image_tokens": size.image_tokens,
-        "shapes": ", ".join(f"{shape}s" for shape in SHAPES),
+        "shapes": ", ".join(SHAPES),
         "colours": ", ".join(COLOURS),
         "places": ", ".join(PLACES),
     }
+    card = {"parameters": parameters, **card, "plan": asdict(plan), "size": asdict(size), "results": results}
     write_card(out, card, facts)
     log(json.dumps(results, indent=1))
 
@@ -120,7 +132,34 @@ def _fit(
     model.train()
     how = {"batch": plan.batch, "rate": plan.rate, "eye_rate": plan.eye_rate, "connector_rate": plan.connector_rate}
     learn_to_see(model, heads, teacher, pool.draw, log, steps=plan.see_steps, **how)
-    learn_to_speak(model, heads, teacher, pool.draw, log, steps=plan.say_steps, **how)
+    learn_to_speak(model, heads, teacher, pool.draw, log, steps=plan.say_steps, own_from=0.75, **how)
+
+
+def finish(
+    model: Idefics3ForConditionalGeneration,
+    processor: Idefics3Processor,
+    bases: list[Base],
+    plan: Plan,
+    seed: int,
+    log: Callable[[str], None],
+) -> None:
+    """The last stage: words alone, with a connector that may move. It draws on no earlier state but the weights."""
+    pool, rng = Pool(bases, np.random.default_rng([seed, 5])), np.random.default_rng([seed, 6])
+    model.set_attn_implementation("eager")
+    model.train()
+    learn_to_speak(
+        model,
+        None,
+        Teacher(model, Encoder(processor), rng),
+        pool.draw,
+        log,
+        steps=plan.last_steps,
+        batch=plan.batch,
+        rate=plan.last_rate,
+        eye_rate=plan.eye_rate,
+        connector_rate=plan.last_connector_rate,
+        own_from=0.6,
+    )
     model.eval()
     model.set_attn_implementation("sdpa")
 

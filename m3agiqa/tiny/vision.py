@@ -88,9 +88,10 @@ def _join_patches(model: Any, samples: Sequence[Sample], energies: range, colour
     single = torch.zeros(patches, len(colours), patches, width)
     for patch in range(patches):
         single[patch, torch.arange(len(colours)), patch, colours] = 1
-    weight.mul_(0.1)
     count, rest = len(energies), single.flatten(0, 1).flatten(1)
+    weight.div_(weight.std() * weight.shape[1] ** 0.5)
     weight[:count] = mean.flatten(1)
+    weight[count : count + len(rest)] *= 0.1
     weight[count : count + len(rest)] += 0.5 * rest
     tokens = model.model.get_image_features(pixel_values([s.pixels for s in samples])[:, None]).pooler_output
     values, vectors = torch.linalg.eigh(torch.cov(tokens[..., :count].flatten(0, 1).T))
