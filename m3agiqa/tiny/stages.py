@@ -1,4 +1,4 @@
-"""The stages of the training: first to see, then to speak."""
+"""The two stages of the training: first to see, then to speak."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +13,8 @@ from m3agiqa.tiny.heads import Heads, truth_of
 from m3agiqa.tiny.samples import Sample
 from m3agiqa.tiny.talks import Batch, States, Teacher, states_of
 
-_OWN_SHARE = 0.5
-"""Towards the end of a stage, half of the conversations hold the model's own description."""
+OWN_SHARE, OWN_FROM = 0.5, 0.75
+"""In the last quarter of stage 2, half of the conversations hold the model's own description."""
 
 _HEADS_WEIGHT = 0.3
 """How much the heads of stage 1 still count in stage 2."""
@@ -35,35 +35,32 @@ def learn_to_see(model: Any, heads: Heads, teacher: Teacher, draw: Draw, log: Lo
     _run(losses, _groups(model, heads, how), how["steps"], "see", log)
 
 
-def learn_to_speak(model: Any, heads: Heads | None, teacher: Teacher, draw: Draw, log: Log, **how: Any) -> None:
-    """Stage 2: the assistant's tokens, and what the heads ask for as long as there are any."""
+def learn_to_speak(model: Any, heads: Heads, teacher: Teacher, draw: Draw, log: Log, **how: Any) -> None:
+    """Stage 2: the assistant's tokens."""
     rating_ids = torch.tensor([ids[0] for ids in teacher.encoder.builder.rating_ids])
     done = 0
 
     def losses() -> dict[str, Tensor]:
         nonlocal done
         samples = draw(how["batch"])
-        batch = teacher.conversations(samples, _OWN_SHARE if done >= how["own_from"] * how["steps"] else 0.0)
+        batch = teacher.conversations(samples, OWN_SHARE if done >= OWN_FROM * how["steps"] else 0.0)
         done += 1
         with torch.autocast("cpu", dtype=torch.bfloat16):
             states = states_of(model, batch)
-            parts = _of_words(model, batch, states.last, rating_ids)
-            if heads:
-                parts["heads"] = _HEADS_WEIGHT * _sum(_of_heads(model, heads, samples, batch, states).values())
-            return parts
+            known = _of_heads(model, heads, samples, batch, states)
+            return _of_words(model, batch, states.last, rating_ids) | {"heads": _HEADS_WEIGHT * _sum(known.values())}
 
     _run(losses, _groups(model, heads, how), how["steps"], "say", log)
 
 
-def _groups(model: Any, heads: Heads | None, how: dict[str, Any]) -> list[dict[str, Any]]:
+def _groups(model: Any, heads: Heads, how: dict[str, Any]) -> list[dict[str, Any]]:
     """The eye learns more slowly than the rest, which would otherwise wipe out what it begins with.
 
     The connector too: it sums so many inputs that a step of the usual size would upset every token.
     """
     eye, connector = [*model.model.vision_model.parameters()], [*model.model.connector.parameters()]
     apart = {id(p) for p in [*eye, *connector]}
-    every = [*model.parameters(), *(heads.parameters() if heads else [])]
-    rest = [p for p in every if id(p) not in apart]
+    rest = [p for p in [*model.parameters(), *heads.parameters()] if id(p) not in apart]
     rates = ((eye, how["eye_rate"]), (connector, how["connector_rate"]), (rest, how["rate"]))
     return [{"params": params, "lr": rate} for params, rate in rates]
 

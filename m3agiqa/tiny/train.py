@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,13 +34,10 @@ class Plan:
     bases: int
     see_steps: int
     say_steps: int
-    last_steps: int
     batch: int = 16
     rate: float = 1.5e-3
     eye_rate: float = 1e-4
     connector_rate: float = 5e-5
-    last_rate: float = 8e-4
-    last_connector_rate: float = 5e-4
     test_samples: int = 400
 
 
@@ -51,7 +47,6 @@ def plan_of(minutes: float) -> Plan:
         bases=max(60, int(minutes * 150)),
         see_steps=max(2, int(minutes * 50)),
         say_steps=max(2, int(minutes * 35)),
-        last_steps=max(2, int(minutes * 20)),
     )
 
 
@@ -79,24 +74,18 @@ def train(out: Path, *, minutes: float = DEFAULT_MINUTES, seed: int = 0, log: Ca
     processor = build_processor(train_tokenizer(texts), size)
     model = build(size, processor.tokenizer, seed)
     _fit(model, processor, pool, plan, rng, log)
-    finish(model, processor, pool.bases, plan, seed, log)
     made = time.process_time() - began
-    _deliver(out, model, processor, plan, {"cpu_minutes": round(made / 60, 1), "seed": seed, "minutes": minutes}, log)
-
-
-def _deliver(
-    out: Path,
-    model: Idefics3ForConditionalGeneration,
-    processor: Idefics3Processor,
-    plan: Plan,
-    card: dict[str, Any],
-    log: Callable[[str], None],
-) -> None:
-    """Measures the model and writes its folder."""
-    size = Size()
-    results = _results(model, Encoder(processor), plan, card["seed"])
+    results = _results(model, Encoder(processor), plan, seed)
     save(out, model, processor)
-    parameters = sum(p.numel() for p in model.parameters())
+    card = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "cpu_minutes": round(made / 60, 1),
+        "seed": seed,
+        "minutes": minutes,
+        "plan": asdict(plan),
+        "size": asdict(size),
+        "results": results,
+    }
     facts = {
         "image_size": size.image_size,
         "image_tokens": size.image_tokens,
@@ -104,7 +93,6 @@ def _deliver(
         "colours": ", ".join(COLOURS),
         "places": ", ".join(PLACES),
     }
-    card = {"parameters": parameters, **card, "plan": asdict(plan), "size": asdict(size), "results": results}
     write_card(out, card, facts)
     log(json.dumps(results, indent=1))
 
@@ -132,34 +120,7 @@ def _fit(
     model.train()
     how = {"batch": plan.batch, "rate": plan.rate, "eye_rate": plan.eye_rate, "connector_rate": plan.connector_rate}
     learn_to_see(model, heads, teacher, pool.draw, log, steps=plan.see_steps, **how)
-    learn_to_speak(model, heads, teacher, pool.draw, log, steps=plan.say_steps, own_from=0.75, **how)
-
-
-def finish(
-    model: Idefics3ForConditionalGeneration,
-    processor: Idefics3Processor,
-    bases: list[Base],
-    plan: Plan,
-    seed: int,
-    log: Callable[[str], None],
-) -> None:
-    """The last stage: words alone, with a connector that may move. It draws on no earlier state but the weights."""
-    pool, rng = Pool(bases, np.random.default_rng([seed, 5])), np.random.default_rng([seed, 6])
-    model.set_attn_implementation("eager")
-    model.train()
-    learn_to_speak(
-        model,
-        None,
-        Teacher(model, Encoder(processor), rng),
-        pool.draw,
-        log,
-        steps=plan.last_steps,
-        batch=plan.batch,
-        rate=plan.last_rate,
-        eye_rate=plan.eye_rate,
-        connector_rate=plan.last_connector_rate,
-        own_from=0.6,
-    )
+    learn_to_speak(model, heads, teacher, pool.draw, log, steps=plan.say_steps, **how)
     model.eval()
     model.set_attn_implementation("sdpa")
 
