@@ -168,7 +168,9 @@ async def add_to_vllm(engine: Any, adapters: Mapping[Aspect, Adapter]) -> dict[A
     from vllm.lora.request import LoRARequest
 
     requests: dict[Adapter, LoRARequest] = {}
-    for number, adapter in enumerate(distinct(adapters), start=1):
+    for adapter in distinct(adapters):
+        # vLLM knows adapters by this number alone and would take another one under it for loaded.
+        number = int(adapter.digest[:7], 16) + 1
         requests[adapter] = LoRARequest(adapter.name, number, str(adapter.folder))
         await engine.add_lora(requests[adapter])
         reports = await engine.collective_rpc(AdapterReport.m3agiqa_left_out.__name__, args=(number,))
