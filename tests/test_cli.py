@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from m3agiqa.cli import main
-from tests.corpora import write_bad_inputs
+from tests.corpora import picture, write_bad_inputs
 
 SIMULATED = ["--set", "engine.kind=simulated"]
 
@@ -59,6 +59,7 @@ def test_a_column_of_the_input_that_scoring_writes(capsys, tmp_path):
 
 
 def test_an_unknown_key_model_and_output(capsys, tmp_path):
+    picture().save(tmp_path / "a.png")
     io = ("score", "--input", str(tmp_path), "--output", str(tmp_path / "o"))
     assert "engine.kind" in refused(capsys, *io, "--set", "engine.kid=vllm")
     assert "./nowhere" in refused(capsys, *io, "--set", "engine.kind=transformers", "model.path=./nowhere")
