@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, what they print and how they end."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -102,10 +103,10 @@ def test_ray_job_submit_runs_the_same_job(tmp_path, demo_corpus):
     ray.shutdown()
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     ray_command = str(Path(sys.executable).parent / "ray")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    head = ("start", "--head", "--port=0", "--num-cpus=6", f"--dashboard-port={port}", "--disable-usage-stats")
+    port, agent = _free_ports(2)
+    head = ["start", "--head", "--port=0", "--num-cpus=6", f"--dashboard-port={port}", "--disable-usage-stats"]
+    # Its default port may belong to another cluster on this machine; jobs would wait for an agent then.
+    head.append(f"--dashboard-agent-listen-port={agent}")
     start = subprocess.run([ray_command, *head], capture_output=True, text=True, timeout=120, env=env)
     assert start.returncode == 0, start.stderr
     try:
@@ -120,6 +121,14 @@ def test_ray_job_submit_runs_the_same_job(tmp_path, demo_corpus):
         assert " ok, 0 rejected, 0 failed" in done.stdout
     finally:
         subprocess.run([ray_command, "stop", "--force"], capture_output=True, timeout=60, env=env)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
 
 
 def _working_dir(tmp_path: Path) -> Path:
