@@ -1,4 +1,4 @@
-"""The command line: `m3agiqa score | show | merge-adapter | config`."""
+"""The command line: `m3agiqa score | show | merge-adapter | import-predictor | config`."""
 
 import argparse
 import logging
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from m3agiqa import __version__
+from m3agiqa.aspects import Aspect
 from m3agiqa.config import describe_config, dump_config, load_config
 from m3agiqa.errors import UserError
 
@@ -63,13 +64,25 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     merge.set_defaults(run=_merge_adapter)
 
+    imported = commands.add_parser("import-predictor", help="turn a released predictor checkpoint into a folder")
+    imported.add_argument("file", metavar="FILE", help="Lightning checkpoint of the M3-AGIQA reference")
+    imported.add_argument("--out", required=True, help="a new folder for the predictor")
+    imported.add_argument("--lm-head", metavar="MODEL", help="model folder, hub id or safetensors to fold it onto")
+    imported.add_argument(
+        "--aspect",
+        choices=[aspect.value for aspect in Aspect],
+        default="quality",
+        help="what it predicts (default quality)",
+    )
+    imported.set_defaults(run=_import_predictor)
+
     config = commands.add_parser("config", help="print the configuration")
     config.add_argument("--show", action="store_true", help="print the effective configuration (the default)")
     config.add_argument("--docs", action="store_true", help="print every key with its default and its meaning")
     _add_config(config)
     config.set_defaults(run=_config)
 
-    for command in (score, show, merge, config):
+    for command in (score, show, merge, imported, config):
         command.add_argument("-v", "--verbose", action="store_true", help="what Ray and the engine say; tracebacks")
     return parser
 
@@ -118,6 +131,14 @@ def _merge_adapter(args: argparse.Namespace) -> int:
         args.model, args.adapter, args.out, trust_remote_code=args.trust_remote_code, dtype=args.dtype
     )
     print(f"merged checkpoint: {folder} (use it with --set model.path={folder})")
+    return 0
+
+
+def _import_predictor(args: argparse.Namespace) -> int:
+    from m3agiqa.predictor.published import import_predictor
+
+    predictor = import_predictor(args.file, args.out, lm_head=args.lm_head, outputs=(str(args.aspect),))
+    print(f"predictor: {args.out} (takes {predictor.head.config.takes} of {predictor.head.config.input_width} numbers)")
     return 0
 
 
