@@ -1,40 +1,56 @@
 """`make bench`: images per second of each way to score one corpus, and their ratios, as JSON lines.
 
-Each measurement runs in a process of its own; repetitions are interleaved and medians are compared, as
-machines are noisy. Nothing is kept and no speed fails anything.
+a  reference-style   transformers at batch 1, two readings of every conversation, logits written out
+b  two-engines       vLLM generates, a second vLLM engine reads everything again for the states
+c  ray-data-llm      two chained processors of ray.data.llm, rating words only
+d  ours              Ray Data into parquet, with the states
+n  ours, no capture  what the capture costs
+e  the limit         the bare vLLM engine, text only, in memory
+
+Each measurement runs in a process of its own. The repetitions are interleaved, each on its own part of
+the corpus, and medians are compared, as machines are noisy. Nothing is kept and no speed fails anything.
 """
 
 import argparse
-import csv
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from PIL import Image
+from benchmarks import bare_engine, ours, ray_data_llm, reference_style
+from benchmarks.common import Job
+from benchmarks.inputs import write_corpus, write_wide_model
 
-from benchmarks.systems import SYSTEMS
-
-# System a takes one image after the other: its rate does not change with the number of images.
-_REFERENCE_IMAGES = 16
+SYSTEMS: dict[str, Callable[[Job], dict[str, float]]] = {
+    "a": reference_style.measure,
+    "b": bare_engine.measure_two_engines,
+    "c": ray_data_llm.measure,
+    "d": ours.measure,
+    "n": ours.measure_without_capture,
+    "e": bare_engine.measure,
+}
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=["tiny", "wide"], default="tiny")
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--reference-images", type=int, default=_REFERENCE_IMAGES, help="images for system a")
+    parser.add_argument("--images", type=int, default=256, help="images of one repetition")
+    # System a takes one image after the other: its rate does not change with their number.
+    parser.add_argument("--reference-images", type=int, default=16, help="images of one repetition of system a")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--systems", default="a,d,e", help=f"of {', '.join(SYSTEMS)}")
-    parser.add_argument("--one", nargs=4, metavar=("SYSTEM", "MANIFEST", "MODEL", "TOKENS"), help=argparse.SUPPRESS)
+    parser.add_argument("--systems", default="a,b,c,d,n,e", help=f"of {', '.join(SYSTEMS)}")
+    parser.add_argument("--one", nargs=2, metavar=("SYSTEM", "JOB"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        system, manifest, model, tokens = args.one
-        found = SYSTEMS[system](Path(manifest), model, int(tokens), args.images)
-        print(json.dumps(found))
+        system, job = args.one
+        print(json.dumps(SYSTEMS[system](Job(**json.loads(job)))))
         return
     with tempfile.TemporaryDirectory() as folder:
         compare(args, Path(folder))
@@ -42,58 +58,36 @@ def main() -> None:
 
 def compare(args: argparse.Namespace, folder: Path) -> None:
     """Measures the systems in turn, and prints a line for each measurement and one for the medians' ratios."""
-    manifest = write_corpus(folder / "corpus", args.images)
-    model, tokens = ("tiny", 64) if args.model == "tiny" else (str(write_wide_model(folder / "model")), 48)
+    tiny = args.model == "tiny"
+    model = "tiny" if tiny else str(write_wide_model(folder / "model"))
+    dtype, tokens = ("float32", 64) if tiny else ("bfloat16", 48)
     systems = args.systems.split(",")
     rates: dict[str, list[float]] = {system: [] for system in systems}
     for repeat in range(args.repeats):
+        manifests = {n: write_corpus(folder / f"{repeat}-{n}", repeat * args.images, n) for n in _sizes(args)}
+        whole = Job(str(manifests[args.images]), model, dtype, tokens, args.images)
+        few = replace(whole, manifest=str(manifests[args.reference_images]), images=args.reference_images)
         for system in systems:
-            images = args.reference_images if system == "a" else args.images
-            one = ["--one", system, str(manifest), model, str(tokens), "--images", str(images)]
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks", *one], stdout=subprocess.PIPE, text=True, check=True
-            )
-            found = json.loads(done.stdout.splitlines()[-1])
+            found = measure(system, few if system == "a" else whole)
             rates[system].append(found["images"] / found["seconds"])
-            line = {
-                "system": system,
-                "model": args.model,
-                "repeat": repeat,
-                "images_per_s": round(rates[system][-1], 3),
-            }
-            print(json.dumps(line | found), flush=True)
-    medians = {system: statistics.median(found) for system, found in rates.items()}
-    ratios = {f"d/{other}": round(medians["d"] / medians[other], 3) for other in systems if other != "d"}
+            named = {"system": system, "model": args.model, "repeat": repeat}
+            print(json.dumps(named | {"images_per_s": round(rates[system][-1], 3)} | found), flush=True)
+    medians = {system: round(statistics.median(found), 3) for system, found in rates.items()}
+    ours_rate = medians.get("d")
+    ratios = {f"d/{other}": round(ours_rate / medians[other], 2) for other in systems if ours_rate and other != "d"}
     print(json.dumps({"model": args.model, "median_images_per_s": medians, "ratios": ratios}))
 
 
-def write_corpus(folder: Path, images: int) -> Path:
-    """Rendered scenes with their prompts; returns the manifest."""
-    import numpy as np
-
-    from m3agiqa.tiny.pictures import random_scene, render, to_bytes
-
-    folder.mkdir()
-    manifest = folder / "manifest.csv"
-    with manifest.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image_path", "prompt"])
-        for i in range(images):
-            scene = random_scene(np.random.default_rng(10**6 + i))
-            Image.fromarray(to_bytes(render(scene, 10**6 + i, 256).pixels)).save(folder / f"{i:05d}.png")
-            writer.writerow([f"{i:05d}.png", scene.text])
-    return manifest
+def measure(system: str, job: Job) -> dict[str, float]:
+    """Runs one system in a process of its own: images, seconds, and what else it counted."""
+    command = [sys.executable, "-m", "benchmarks", "--one", system, json.dumps(asdict(job))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def write_wide_model(folder: Path) -> Path:
-    """A random model in which, as in use, the model's work outweighs everything else: 576 image tokens."""
-    from m3agiqa.tiny.architecture import Size, write_random_model
-
-    size = Size(
-        image_size=384, patch_size=8, scale_factor=2, vision_width=384, vision_layers=4, vision_mlp=768, vision_heads=6,
-        text_width=768, text_layers=8, text_mlp=2048, text_head_dim=64,
-    )  # fmt: skip
-    return write_random_model(folder, size)
+def _sizes(args: argparse.Namespace) -> set[int]:
+    return {args.images, args.reference_images}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""The corpus and the models that are measured on, made on the spot."""
+
+import csv
+from pathlib import Path
+
+from PIL import Image
+
+
+def write_corpus(folder: Path, first: int, images: int) -> Path:
+    """Rendered scenes number `first` and on with their prompts; returns the manifest."""
+    import numpy as np
+
+    from m3agiqa.tiny.pictures import random_scene, render, to_bytes
+
+    folder.mkdir()
+    manifest = folder / "manifest.csv"
+    with manifest.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image_path", "prompt"])
+        for i in range(first, first + images):
+            scene = random_scene(np.random.default_rng(10**6 + i))
+            Image.fromarray(to_bytes(render(scene, 10**6 + i, 256).pixels)).save(folder / f"{i:05d}.png")
+            writer.writerow([f"{i:05d}.png", scene.text])
+    return manifest
+
+
+def write_wide_model(folder: Path) -> Path:
+    """A random model in which, as in use, the model's work outweighs everything else: 576 image tokens."""
+    from m3agiqa.tiny.architecture import Size, write_random_model
+
+    size = Size(
+        image_size=384, patch_size=8, scale_factor=2, vision_width=384, vision_layers=2, vision_mlp=768, vision_heads=6,
+        text_width=768, text_layers=6, text_mlp=2048, text_head_dim=64,
+    )  # fmt: skip
+    return write_random_model(folder, size)
