@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,12 +105,13 @@ def test_ray_job_submit_runs_the_same_job(tmp_path, demo_corpus):
     env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     ray_command = str(Path(sys.executable).parent / "ray")
     port, agent = _free_ports(2)
-    head = ["start", "--head", "--port=0", "--num-cpus=6", f"--dashboard-port={port}", "--disable-usage-stats"]
+    head = ["start", "--head", "--block", "--port=0", "--num-cpus=6", f"--dashboard-port={port}"]
     # Its default port may belong to another cluster on this machine; jobs would wait for an agent then.
     head.append(f"--dashboard-agent-listen-port={agent}")
-    start = subprocess.run([ray_command, *head], capture_output=True, text=True, timeout=120, env=env)
-    assert start.returncode == 0, start.stderr
+    # Ended with its own processes only: `ray stop` would end every cluster on the machine.
+    cluster = subprocess.Popen([ray_command, *head], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     try:
+        _wait_for_port(port)
         submit = [
             ray_command, "job", "submit", f"--address=http://127.0.0.1:{port}",
             "--working-dir", str(_working_dir(tmp_path)), "--", sys.executable, "jobs/score.py",
@@ -120,7 +122,16 @@ def test_ray_job_submit_runs_the_same_job(tmp_path, demo_corpus):
         assert done.returncode == 0, done.stdout + done.stderr
         assert " ok, 0 rejected, 0 failed" in done.stdout
     finally:
-        subprocess.run([ray_command, "stop", "--force"], capture_output=True, timeout=60, env=env)
+        cluster.terminate()
+        cluster.wait(60)
+
+
+def _wait_for_port(port: int) -> None:
+    for _ in range(120):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.5)
+    raise TimeoutError(f"nothing listens on port {port}")
 
 
 def _free_ports(count: int) -> list[int]:
