@@ -31,8 +31,8 @@ def measure_two_engines(job: Job) -> dict[str, float]:
     builder, held = job.builder(), talks(job.corpus())
     llm = LLM(str(job.folder()), **vllm_args(job))
     # Not normalised: the last hidden states as they are.
-    pooling = {"pooler_config": {"task": "token_embed", "use_activation": False}}
-    pooler = LLM(str(job.folder()), runner="pooling", convert="embed", **pooling, **vllm_args(job))
+    pooling: Any = {"task": "token_embed", "use_activation": False}
+    pooler = LLM(str(job.folder()), runner="pooling", convert="embed", pooler_config=pooling, **vllm_args(job))
     started = time.perf_counter()
     read = vllm_prompts(converse(llm, builder, held, job), held)
     states = pooler.encode(read, pooling_task="token_embed", use_tqdm=False)

@@ -33,3 +33,16 @@ def write_wide_model(folder: Path) -> Path:
         text_width=768, text_layers=6, text_mlp=2048, text_head_dim=64,
     )  # fmt: skip
     return write_random_model(folder, size)
+
+
+def write_adapter(model: Path, folder: Path, seed: int) -> Path:
+    """A LoRA adapter with random weights on every projection of the model's language side."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    torch.manual_seed(seed)
+    targets = r".*text_model.*\.(q|k|v|o|gate|up|down)_proj"
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, init_lora_weights=False)
+    get_peft_model(AutoModelForImageTextToText.from_pretrained(model), config).save_pretrained(str(folder))
+    return folder

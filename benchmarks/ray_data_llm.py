@@ -4,6 +4,7 @@ two chained processors with an engine each. Rating words only: it gives no hidde
 
 import csv
 import io
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ def measure(job: Job) -> dict[str, float]:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     first, second = _processors(job)
     rows = ray.data.from_items(_rows(job), override_num_blocks=max(1, job.images * 3 // _BATCH))
     with tempfile.TemporaryDirectory() as out:
