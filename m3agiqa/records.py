@@ -1,6 +1,6 @@
 """The rows that are written: names, types and meaning of every column of a scores file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -50,9 +50,11 @@ class Assessment:
             them. None where the engine cannot tell.
         prompt_tokens: tokens of the second round's prompt, image and description included.
         generated_tokens: tokens that both rounds generated, their end tokens not counted.
-        finish_reason: `stop`, or `length` where the description was cut at its limit.
-        captured: what the engine kept of the second round's prompt for a predictor, if it was asked to;
-            never written to a file of scores.
+        finish_reason: `stop`; `length` where the description was cut at its limit; `given` where it is not the
+            model's own but came with the item.
+        captured: what the engine kept of the second round's prompt for a predictor, if it was asked to; written
+            only into a training set (`STATES_COLUMNS`).
+        note: what was done to the image or the conversation to be able to ask, for the row's `error`.
     """
 
     description: str
@@ -63,6 +65,19 @@ class Assessment:
     generated_tokens: int
     finish_reason: str
     captured: "Captured | None" = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a predictor says of one aspect of one image: a mean opinion score and its interval, 0 to 5.
+
+    The interval is None where the predictor is not calibrated for the aspect; the score where it gives none.
+    """
+
+    mos: float | None
+    low: float | None
+    high: float | None
 
 
 # Suffix -> (Arrow type, meaning). Each aspect has one column `{aspect}_{suffix}` of each.
@@ -74,7 +89,13 @@ ASPECT_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "mos": (pa.float32(), "The predictor's mean opinion score, 0 to 5; null without a predictor"),
     "mos_low": (pa.float32(), "Lower end of the predictor's interval, 0 to 5; null without a predictor"),
     "mos_high": (pa.float32(), "Upper end of the predictor's interval, 0 to 5; null without a predictor"),
-    "finish_reason": (pa.string(), "stop: the description is whole; length: it was cut at its limit"),
+    "finish_reason": (pa.string(), "stop: the description is whole; length: cut at its limit; given: by the corpus"),
+}
+
+# The same, of a training set only: the states of `Captured` as they are, one number after the other.
+STATES_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "states": (pa.large_binary(), "Last hidden states after the final norm: bfloat16, C order, [tokens, hidden]"),
+    "tokens": (pa.int32(), "Tokens of [image, question 1, description, question 2]: the first extent of the states"),
 }
 
 ROW_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
@@ -91,21 +112,23 @@ ROW_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 INPUT_COLUMNS = ("id", "image", "prompt", "generator")
 """Columns of the corpus that a scores file begins with."""
 
-RESERVED_COLUMNS = frozenset(ROW_COLUMNS) | {f"{a}_{s}" for a in Aspect for s in ASPECT_COLUMNS}
+RESERVED_COLUMNS = frozenset(ROW_COLUMNS) | {f"{a}_{s}" for a in Aspect for s in (*ASPECT_COLUMNS, *STATES_COLUMNS)}
 """Names that an input may not use for columns of its own."""
 
 
-def scores_schema(corpus: pa.Schema) -> pa.Schema:
+def scores_schema(corpus: pa.Schema, states: Collection[Aspect] = ()) -> pa.Schema:
     """The one schema of a scores file: the corpus's columns that are not internal, then ours.
 
     Columns whose name begins with an underscore are internal: they carry the image to the engine.
-    Every aspect has its columns, whether a run judges it or not, so that all files fit together.
+    Every aspect has its columns, whether a run judges it or not, so that all files fit together;
+    those of states are only of the aspects in `states`.
     """
     fields = [f for f in corpus if not f.name.startswith("_")]
     for aspect in Aspect:
+        columns = ASPECT_COLUMNS | (STATES_COLUMNS if aspect in states else {})
         fields += [
             pa.field(f"{aspect}_{suffix}", kind, metadata={"description": doc})
-            for suffix, (kind, doc) in ASPECT_COLUMNS.items()
+            for suffix, (kind, doc) in columns.items()
         ]
     fields += [pa.field(name, kind, metadata={"description": doc}) for name, (kind, doc) in ROW_COLUMNS.items()]
     return pa.schema(fields)
@@ -121,12 +144,22 @@ class ScoredRow:
     height: int | None = None
     image_sha256: str | None = None
     assessments: Mapping[Aspect, Assessment] = field(default_factory=dict)
+    opinions: Mapping[Aspect, Opinion] = field(default_factory=dict)
 
-    def columns(self, fingerprint: str) -> dict[str, Any]:
-        """Column name -> value, for every column that scoring adds."""
+    def columns(self, fingerprint: str, states: Collection[Aspect] = ()) -> dict[str, Any]:
+        """Column name -> value, for every column that scoring adds; states of the aspects in `states`."""
         values: dict[str, Any] = dict.fromkeys(RESERVED_COLUMNS)
         for aspect, found in self.assessments.items():
             values |= {f"{aspect}_{suffix}": value for suffix, value in _aspect_values(found).items()}
+            if aspect in states and found.captured is not None:
+                values[f"{aspect}_states"] = states_to_bytes(found.captured.values)
+                values[f"{aspect}_tokens"] = len(found.captured.values)
+        for aspect, opinion in self.opinions.items():
+            values |= {
+                f"{aspect}_mos": opinion.mos,
+                f"{aspect}_mos_low": opinion.low,
+                f"{aspect}_mos_high": opinion.high,
+            }
         values |= {
             "status": str(self.status),
             "error": self.error,
@@ -151,7 +184,29 @@ def _aspect_values(found: Assessment) -> dict[str, Any]:
     }
 
 
-def scores_table(corpus_rows: pa.Table, scored: Sequence[ScoredRow], fingerprint: str) -> pa.Table:
+def states_to_bytes(states: "torch.Tensor") -> bytes:
+    """States [tokens, hidden] of any float type as they are written: rounded to bfloat16, in C order."""
+    import torch
+
+    return states.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy().tobytes()
+
+
+def states_from_bytes(data: bytes, tokens: int) -> "torch.Tensor":
+    """bfloat16 [tokens, hidden] from what `states_to_bytes` wrote.
+
+    Raises:
+        ValueError: if the bytes are not so many rows of equal width.
+    """
+    import torch
+
+    if tokens < 1 or len(data) % (2 * tokens):
+        raise ValueError(f"{len(data)} bytes are not {tokens} rows of bfloat16 of one width")
+    return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(tokens, -1)
+
+
+def scores_table(
+    corpus_rows: pa.Table, scored: Sequence[ScoredRow], fingerprint: str, states: Collection[Aspect] = ()
+) -> pa.Table:
     """Rows of the corpus with their scores, in the same order, in exactly `scores_schema`.
 
     Raises:
@@ -159,8 +214,8 @@ def scores_table(corpus_rows: pa.Table, scored: Sequence[ScoredRow], fingerprint
     """
     if len(scored) != corpus_rows.num_rows:
         raise ValueError(f"{corpus_rows.num_rows} rows went in, but {len(scored)} were scored")
-    schema = scores_schema(corpus_rows.schema)
-    added = [row.columns(fingerprint) for row in scored]
+    schema = scores_schema(corpus_rows.schema, states)
+    added = [row.columns(fingerprint, states) for row in scored]
     arrays = [
         pa.array([row[f.name] for row in added], f.type) if f.name in RESERVED_COLUMNS else corpus_rows.column(f.name)
         for f in schema

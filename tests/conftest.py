@@ -28,7 +28,8 @@ def local_ray() -> Iterator[None]:
     """A local Ray cluster with more CPUs on paper than the machine has, so that nothing waits for a slot."""
     import ray
 
-    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    # "local", or a cluster that someone else runs on this machine would be joined, and refuse num_cpus.
+    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

@@ -1,8 +1,20 @@
+import dataclasses
+
 import pyarrow as pa
 import pytest
+import torch
 
 from m3agiqa.aspects import Aspect
-from m3agiqa.records import RESERVED_COLUMNS, Assessment, ScoredRow, Status, scores_schema, scores_table
+from m3agiqa.records import (
+    RESERVED_COLUMNS,
+    Assessment,
+    Captured,
+    ScoredRow,
+    Status,
+    scores_schema,
+    scores_table,
+    states_from_bytes,
+)
 
 CORPUS = pa.schema(
     [
@@ -44,7 +56,9 @@ def test_the_schema_holds_the_contract_and_no_internal_column():
     for name in ("status", "error", "width", "height", "image_sha256", "fingerprint"):
         assert name in schema.names
     assert not [name for name in schema.names if name.startswith("_")]
-    assert set(schema.names) >= RESERVED_COLUMNS
+    assert set(scores_schema(CORPUS, tuple(Aspect)).names) >= RESERVED_COLUMNS
+    with_states = scores_schema(CORPUS, (Aspect.QUALITY,)).names
+    assert sorted(set(with_states) - set(schema.names)) == ["quality_states", "quality_tokens"]
 
 
 def test_rows_pass_through_and_scores_are_added():
@@ -66,10 +80,31 @@ def test_what_does_not_exist_is_null_and_never_zero():
     ok, failed = scores_table(corpus_rows(2), scored, "f").to_pylist()
     assert ok["quality_mos"] is None
     assert ok["authenticity_rating_score"] is None
-    judged = [name for name in RESERVED_COLUMNS if name not in ("status", "error", "fingerprint")]
+    judged = [name for name in RESERVED_COLUMNS & failed.keys() if name not in ("status", "error", "fingerprint")]
     assert all(failed[name] is None for name in judged)
 
 
 def test_a_row_that_is_lost_is_noticed():
     with pytest.raises(ValueError, match="2 rows went in, but 1"):
         scores_table(corpus_rows(2), [ScoredRow()], "f")
+
+
+def test_states_are_written_as_bfloat16_and_read_back():
+    states = torch.randn(5, 3)
+    table = scores_table(
+        corpus_rows(2),
+        [
+            ScoredRow(assessments={Aspect.QUALITY: dataclasses.replace(ASSESSED, captured=Captured(states))}),
+            ScoredRow(Status.REJECTED),
+        ],
+        "f",
+        (Aspect.QUALITY,),
+    )
+    assert table.schema.field("quality_states").type == pa.large_binary()
+    row, rejected = table.to_pylist()
+    assert (row["quality_tokens"], len(row["quality_states"])) == (5, 5 * 3 * 2)
+    assert torch.equal(states_from_bytes(row["quality_states"], 5), states.bfloat16())
+    assert rejected["quality_states"] is None
+    assert rejected["quality_tokens"] is None
+    with pytest.raises(ValueError, match="30 bytes are not 4 rows"):
+        states_from_bytes(row["quality_states"], 4)

@@ -11,10 +11,13 @@ from m3agiqa.errors import UserError
 PARQUET_SUFFIXES = (".parquet", ".pq")
 DEFAULT_ROWS_PER_SHARD = 4096
 
-_ACCEPTED = "give images, one CSV, TSV or JSONL manifest, parquet files or tars"
+_ACCEPTED = "give images, one CSV, TSV, JSONL or JSON manifest, parquet files or tars"
+# What a folder holds beside a corpus as well: the later of them count only where nothing before them is there.
+_WEAK = ("text manifest", "JSON file")
 _OPENERS: dict[str, Callable[[files.Listing, Options], Corpus]] = {
     "image": folder.open_folder,
     "text manifest": text.open_text,
+    "JSON file": text.open_text,
     "parquet": open_parquet,
     "tar": tar.open_tars,
 }
@@ -27,16 +30,19 @@ def open_corpus(
     prompt_column: str = "prompt",
     id_column: str = "id",
     generator_column: str = "generator",
+    images: str | None = None,
+    text_only: bool = False,
     drop: Sequence[str] = (),
     reserved: Collection[str] = (),
     rows_per_shard: int = DEFAULT_ROWS_PER_SHARD,
 ) -> Corpus:
     """Opens a corpus: checks what can be checked without reading the images, and cuts it into shards.
 
-    Inputs are an image or a folder of images (prompts in `same-name.txt`), a manifest (CSV, TSV, JSON lines, parquet),
-    WebDataset tars, a glob or a brace pattern of these; local, or behind any URI that pyarrow or fsspec can open. In a
-    folder that has images, text manifests are left out with a note; images and parquet files or tars in one folder are
-    an error, as either could be meant.
+    Inputs are an image or a folder of images (prompts in `same-name.txt`), a manifest (CSV, TSV, JSON lines or an
+    array, parquet), a published conversation file (`conversations.py`), WebDataset tars, a glob or a brace pattern of
+    these; local, or behind any URI that pyarrow or fsspec can open. In a folder that has images, manifests of text are
+    left out with a note, and JSON files beside other manifests without one; images and parquet files or tars in one
+    folder are an error, as either could be meant.
 
     Args:
         uri: the input.
@@ -44,6 +50,8 @@ def open_corpus(
         prompt_column: of a manifest; rows have no prompt where there is no such column.
         id_column: of a manifest; must be unique. Without it ids are made up, see `rows.made_up_id`.
         generator_column: of a manifest.
+        images: folder that a manifest's relative image paths start from; None: the manifest's own.
+        text_only: the images are not wanted, and there may be none: `image` is null where there is no column of them.
         drop: columns that shall not pass through.
         reserved: names that no column may pass through under.
         rows_per_shard: about how many rows a shard has, where the input can be cut.
@@ -51,7 +59,8 @@ def open_corpus(
     Raises:
         UserError: whatever makes the input unusable as a whole. An image that is missing is no such thing.
     """
-    options = Options(image_column, prompt_column, id_column, generator_column, tuple(drop), reserved, rows_per_shard)
+    columns = (image_column, prompt_column, id_column, generator_column)
+    options = Options(*columns, tuple(drop), reserved, rows_per_shard, images, text_only)
     try:
         listing = files.expand(uri)
         kind, names = _choose(uri, listing.names)
@@ -73,7 +82,8 @@ def kind_of(name: str) -> str | None:
         return "parquet"
     if lower.endswith(tar.SUFFIXES):
         return "tar"
-    return "text manifest" if text.format_of(name) else None
+    kind = text.format_of(name)
+    return "JSON file" if kind == text.JSON_ARRAY else "text manifest" if kind else None
 
 
 def _choose(uri: str, names: list[str]) -> tuple[str, list[str]]:
@@ -88,7 +98,7 @@ def _choose(uri: str, names: list[str]) -> tuple[str, list[str]]:
         found = Counter(folder.suffix(name) or "no extension" for name in names)
         listed = ", ".join(f"{count} {suffix}" for suffix, count in found.most_common(5))
         raise UserError(f"input {uri}", f"no images, and no file type that is known ({listed})", _ACCEPTED)
-    strong = [kind for kind in kinds if kind != "text manifest"] or list(kinds)
+    strong = [kind for kind in kinds if kind not in _WEAK] or [kind for kind in _WEAK if kind in kinds][:1]
     if len(strong) > 1:
         listed = " and ".join(f"{len(kinds[kind])} {kind} files" for kind in strong)
         cure = f"give a glob of those that are meant, such as {uri.rstrip('/')}/*.parquet"

@@ -91,7 +91,7 @@ def open_parquet(listing: files.Listing, options: Options) -> Corpus:
         UserError: an unreadable file, no rows, types that cannot be united, ids that are missing or not unique, or
             column trouble.
     """
-    parts = sources(listing)
+    parts = sources(listing, options.images)
     with ThreadPoolExecutor(files.PARALLEL_REQUESTS) as pool:
         footers = list(pool.map(_footer, parts))
     value = f"input {parts[0].uri}" if len(parts) == 1 else f"input {listing.base}"

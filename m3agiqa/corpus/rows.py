@@ -22,7 +22,7 @@ FIXED_FIELDS: tuple[pa.Field, ...] = (
     pa.field("prompt", pa.string()),
     pa.field("generator", pa.string()),
 )
-"""The first columns of every corpus; `id` and `image` are never null."""
+"""The first columns of every corpus; `id` is never null, and `image` only in a corpus of text."""
 
 IMAGE_COLUMNS: tuple[str, ...] = ("image_path", "image", "path", "file_name", "url")
 """Names under which the image column is looked for, in this order, where none is configured."""
@@ -70,13 +70,15 @@ class Options:
     drop: Sequence[str]
     reserved: Collection[str]
     rows_per_shard: int
+    images: str | None = None
+    text_only: bool = False
 
 
 @dataclass(frozen=True)
 class Mapping:
     """Which column of a manifest plays which part; None: the manifest has no such column."""
 
-    image: str
+    image: str | None
     prompt: str | None
     id: str | None
     generator: str | None
@@ -107,12 +109,13 @@ class Source:
     id_prefix: str
 
 
-def sources(listing: files.Listing) -> list[Source]:
-    """The files of a listing, as parts of one manifest."""
+def sources(listing: files.Listing, images: str | None = None) -> list[Source]:
+    """The files of a listing, as parts of one manifest; relative image paths start from `images`, or from each file."""
+    folder = None if images is None else files.absolute(images)
     found = []
     for name in listing.names:
         uri = files.join(listing.base, name)
-        found.append(Source(uri, files.split(uri)[0], name, f"{name}:" if len(listing.names) > 1 else ""))
+        found.append(Source(uri, folder or files.split(uri)[0], name, f"{name}:" if len(listing.names) > 1 else ""))
     return found
 
 
@@ -137,7 +140,9 @@ def choose_columns(value: str, names: Sequence[str], options: Options) -> tuple[
     if twice:
         raise UserError(value, f"two columns are named {twice[0]!r}", "rename one of them")
     image = options.image_column or next((name for name in IMAGE_COLUMNS if name in names), None)
-    if image is None or image not in names:
+    if image not in names and options.text_only and options.image_column is None:
+        image = None
+    elif image is None or image not in names:
         missing = f"no column {image!r}" if image else "no image column"
         raise UserError(value, f"{missing} among its columns ({listed})", "name it: --set corpus.image_column=NAME")
     parts: dict[str, str | None] = {}
@@ -216,7 +221,9 @@ def to_rows(table: pa.Table, source: Source, mapping: Mapping, schema: pa.Schema
             return pa.nulls(table.num_rows, pa.string())
         return as_text(source.uri, name, table[name].combine_chunks())
 
-    references, blobs = _image_parts(source.uri, mapping.image, table[mapping.image].combine_chunks())
+    nothing = pa.nulls(table.num_rows, pa.string())
+    column_of_images = table[mapping.image].combine_chunks() if mapping.image is not None else nothing
+    references, blobs = _image_parts(source.uri, str(mapping.image), column_of_images)
     prompts = blank_to_null(column(mapping.prompt))
     uris = pc.if_else(pc.is_valid(blobs), pa.scalar(None, pa.string()), _resolve(references, source.folder))
     rows = range(first_row, first_row + table.num_rows)
@@ -233,7 +240,8 @@ def to_rows(table: pa.Table, source: Source, mapping: Mapping, schema: pa.Schema
             pa.string(),
         )
     passing = [table[name].cast(schema.field(name).type) for name in mapping.others]
-    fixed = [ids, pc.fill_null(shown, ""), uris, blobs, prompts, blank_to_null(column(mapping.generator))]
+    images = pc.fill_null(shown, "") if mapping.image is not None else nothing
+    fixed = [ids, images, uris, blobs, prompts, blank_to_null(column(mapping.generator))]
     return pa.Table.from_arrays([*fixed, *passing], schema=schema)
 
 

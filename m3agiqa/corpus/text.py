@@ -1,4 +1,4 @@
-"""Manifests that are text: CSV, TSV and JSON lines, also compressed.
+"""Manifests that are text: CSV, TSV, JSON lines and JSON arrays, also compressed.
 
 Such a file says nothing of its types, so it is read twice: once to check it and decide the types over all of it, and
 once for the rows. It is one shard: rows go by at hundreds of thousands a second, far ahead of their images, and a CSV
@@ -8,7 +8,7 @@ with quoted line breaks cannot be cut at an arbitrary byte.
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from m3agiqa.corpus import files
+from m3agiqa.corpus import conversations, files
 from m3agiqa.corpus.rows import (
     ROWS_PER_TABLE,
     Corpus,
@@ -34,6 +34,7 @@ from m3agiqa.errors import UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
+JSON_ARRAY = ".json"
 COMPRESSED = (".gz", ".bz2", ".zst")
 
 _BLOCK_BYTES = 8 * 2**20
@@ -44,13 +45,13 @@ _FLOAT = r"^(-?(0|[1-9][0-9]*)\.[0-9]*([eE][+-]?[0-9]+)?|-?[0-9]([eE][+-][0-9]+)
 
 
 def format_of(name: str) -> str | None:
-    """`.csv`, `.tsv` or `.jsonl`, compressed or not, going by the file's name; None for anything else."""
+    """`.csv`, `.tsv`, `.jsonl` or `.json`, compressed or not, going by the file's name; None for anything else."""
     lower = name.lower()
     for packing in COMPRESSED:
         lower = lower.removesuffix(packing)
     if lower.endswith(JSON_LINES):
         return ".jsonl"
-    return next((kind for kind in DELIMITERS if lower.endswith(kind)), None)
+    return next((kind for kind in (*DELIMITERS, JSON_ARRAY) if lower.endswith(kind)), None)
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ def open_text(listing: files.Listing, options: Options) -> Corpus:
     Raises:
         UserError: no rows, bad UTF-8, a ragged or malformed line, ids that are missing or not unique, column trouble.
     """
-    parts = [(source, str(format_of(source.name))) for source in sources(listing)]
+    parts = [(source, str(format_of(source.name))) for source in sources(listing, options.images)]
     value = f"input {parts[0][0].uri}"
     columns = [name for source, kind in parts for name in _csv_header(source.uri, kind, options)]
-    if columns and ".jsonl" not in dict(parts).values():
+    if columns and not any(kind in _BY_ITEM for _, kind in parts):
         choose_columns(value, list(dict.fromkeys(columns)), options)  # before a long first pass, where that is possible
     guesses: dict[str, _Guess] = {}
     unique, id_only = UniqueIds(value, options.id_column), {options.id_column: pa.string()}
@@ -150,9 +151,10 @@ def _scan(source: Source, kind: str, guesses: dict[str, _Guess], unique: UniqueI
     """First pass over one file: columns, types and ids. Returns the number of rows."""
     rows = 0
     block = pa.table({})
-    blocks: Iterator[Any] = _json_blocks(source.uri) if kind == ".jsonl" else _csv_blocks(source.uri, kind, None)
+    by_item = _BY_ITEM.get(kind)
+    blocks: Iterator[Any] = by_item(source.uri) if by_item else _csv_blocks(source.uri, kind, None)
     for block in blocks:
-        if kind == ".jsonl":
+        if by_item:
             for _, item in block:
                 for name, member in item.items():
                     if (guess := guesses.get(name)) is None:  # setdefault would make an object for every value
@@ -166,14 +168,14 @@ def _scan(source: Source, kind: str, guesses: dict[str, _Guess], unique: UniqueI
             ids = block[unique.column].combine_chunks() if there else pa.nulls(len(block), pa.string())
         unique.add(ids, source.name, rows)
         rows += len(block)
-    if rows and kind != ".jsonl":
+    if rows and not by_item:
         _check_quotes_closed(source.uri, block)
     return rows
 
 
 def _csv_header(uri: str, kind: str, options: Options) -> list[str]:
-    """The columns of a CSV; nothing for JSON lines, where each line has its own."""
-    if kind == ".jsonl":
+    """The columns of a CSV; nothing for JSON, where each object has its own."""
+    if kind in _BY_ITEM:
         return []
     with _readable(uri), files.open_stream(uri, "detect") as stream:
         names = list(_csv_reader(stream, kind, {}).schema.names)
@@ -184,8 +186,8 @@ def _csv_header(uri: str, kind: str, options: Options) -> list[str]:
 
 def _blocks(uri: str, kind: str, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
     """Tables with exactly the columns of `types`; a column that the file lacks is null."""
-    if kind == ".jsonl":
-        for items in _json_blocks(uri):
+    if kind in _BY_ITEM:
+        for items in _BY_ITEM[kind](uri):
             columns = [_json_column([item.get(name) for _, item in items], kind_) for name, kind_ in types.items()]
             yield pa.table(columns, schema=pa.schema(list(types.items())))
     else:
@@ -253,6 +255,13 @@ def _json_blocks(uri: str) -> Iterator[list[tuple[int, dict[str, Any]]]]:
             items = []
     if items:
         yield items
+
+
+_BY_ITEM: dict[str, Callable[[str], Iterator[list[tuple[int, dict[str, Any]]]]]] = {
+    ".jsonl": _json_blocks,
+    JSON_ARRAY: conversations.objects,
+}
+"""The formats in which every row is an object with names of its own."""
 
 
 def _json_column(items: list[Any], kind: pa.DataType) -> pa.Array:

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -17,14 +17,16 @@ class Item:
     """One image to judge.
 
     Attributes:
-        pixels: uint8 [height, width, 3], RGB.
+        pixels: uint8 [height, width, 3], RGB; None in a run of text only (`corpus.text_only`).
         prompt: what the image was made from, or None where it is not known.
         aspects: which aspects to judge; those that need a prompt only where there is one.
+        descriptions: the answers of round 1 that are not asked for but given, by aspect.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | None
     prompt: str | None
     aspects: tuple[Aspect, ...]
+    descriptions: Mapping[Aspect, str] = field(default_factory=dict)
 
 
 class ItemRejected(Exception):

@@ -15,6 +15,7 @@ from m3agiqa.aspects import RATING_WORDS
 from m3agiqa.config import ModelConfig
 from m3agiqa.conversation import Questions
 from m3agiqa.errors import UserError
+from m3agiqa.models import takes_images
 
 # Private-use characters: no chat template and no tokenizer's vocabulary gives them a meaning.
 _CUT = "\ue0c7"
@@ -27,29 +28,30 @@ class PromptBuilder:
     Args:
         tokenizer: a transformers tokenizer with a chat template, or the processor's template below.
         chat_template: the template, where the tokenizer has none of its own.
-        image_token: the string that stands for the image in the rendered text (`<image>`).
+        image_token: the string that stands for the image in the rendered text (`<image>`); None: the
+            conversations have no image.
         content_parts: whether the template takes a message's content as a list of parts (most
             multimodal templates) or as one string (MiniCPM-V 2.5), with the image token in it.
     """
 
     def __init__(
-        self, tokenizer: Any, *, image_token: str, chat_template: str | None = None, content_parts: bool = True
+        self, tokenizer: Any, *, image_token: str | None, chat_template: str | None = None, content_parts: bool = True
     ) -> None:
         self.tokenizer = tokenizer
         self.image_token = image_token
         self._template = chat_template
         self._content_parts = content_parts
         self._guarded = sorted((t.content for t in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
-        if image_token not in self._guarded:
+        if image_token is not None and image_token not in self._guarded:
             self._guarded.insert(0, image_token)
 
     @cached_property
     def image_token_id(self) -> int:
-        """The id of the image placeholder."""
+        """The id of the image placeholder; only where there is one."""
         return int(self.tokenizer.convert_tokens_to_ids(self.image_token))
 
     def first_round(self, questions: Questions) -> list[int]:
-        """Token ids of [image, question 1] up to where the description begins."""
+        """Token ids of [image, question 1], or of question 1 alone, up to where the description begins."""
         return self._encode(self._render([self._user(questions.first, image=True)], generate=True), bos=True)
 
     def second_round(self, questions: Questions) -> list[int]:
@@ -63,10 +65,13 @@ class PromptBuilder:
         return self._encode(rendered.split(_ANSWER, 1)[1])
 
     def answer(self, text: str) -> list[int]:
-        """Token ids of an assistant's answer as the template places it, without its end token."""
+        """Token ids of an assistant's answer as the template places it, without its end token.
+
+        Text that looks like control is text here too: an answer may come from a corpus.
+        """
         before, _ = self._around_answer
         # The blank that a template puts before an answer belongs to the answer's first token.
-        return self._encode(before + text.strip())
+        return self._encode(before + self._cut(text.strip()))
 
     @cached_property
     def end_of_answer(self) -> list[int]:
@@ -114,7 +119,7 @@ class PromptBuilder:
 
     def _user(self, text: str, *, image: bool) -> dict[str, Any]:
         text = self._cut(text)
-        if not image:
+        if not image or self.image_token is None:
             return {"role": "user", "content": self._content(text)}
         # Cut after the placeholder too: joined with the line break it would be other tokens, and vLLM
         # would look for it in the text instead, where a user's control strings are control again.
@@ -160,24 +165,30 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
 
 
-def prompt_builder(folder: Path, config: ModelConfig, processor: Any = None) -> PromptBuilder:
-    """The prompt builder of a checkpoint.
+def prompt_builder(
+    folder: Path, config: ModelConfig, processor: Any = None, *, text_only: bool = False
+) -> PromptBuilder:
+    """The prompt builder of a checkpoint, of conversations without an image where they are `text_only`.
 
     Raises:
         UserError: if there is no chat template, or the image's placeholder cannot be told.
     """
     if processor is None:
         # The tokenizer is enough where the placeholder is given, and needs less of the checkpoint's own code.
-        processor = load_tokenizer(folder, config) if config.image_token else load_processor(folder, config)
+        enough = config.image_token or (text_only and not takes_images(folder))
+        processor = load_tokenizer(folder, config) if enough else load_processor(folder, config)
     tokenizer = getattr(processor, "tokenizer", processor)
     template = tokenizer.chat_template or getattr(processor, "chat_template", None)
     if template is None:
         raise UserError(f"model.path={config.path}", "has no chat template", "give an instruction-tuned checkpoint")
+    if text_only:
+        # Templates of language models take a text; one given as parts they would print as a Python list.
+        parts = config.content_parts and takes_images(folder)
+        return PromptBuilder(tokenizer, image_token=None, chat_template=template, content_parts=parts)
     image_token = config.image_token or getattr(processor, "image_token", None)
     if image_token is None:
-        raise UserError(
-            f"model.path={config.path}", "its processor names no image placeholder", "set model.image_token"
-        )
+        cure = "set model.image_token, or corpus.text_only=true for conversations without images"
+        raise UserError(f"model.path={config.path}", "its processor names no image placeholder", cure)
     return PromptBuilder(
         tokenizer, image_token=str(image_token), chat_template=template, content_parts=config.content_parts
     )

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from m3agiqa.aspects import RATING_WORDS, Aspect
 from m3agiqa.config import RunConfig
 from m3agiqa.engine.base import Item, Outcome
-from m3agiqa.records import Assessment
+from m3agiqa.records import Assessment, Captured
+
+SIMULATED_WIDTH = 8
+"""Numbers in a state that this engine makes up."""
 
 
 class SimulatedEngine:
-    """Ratings are drawn from a hash of pixels, prompt and aspect: they mean nothing, but never change."""
+    """Ratings and states are drawn from a hash of pixels, prompt and aspect: they mean nothing, but never change."""
 
     def __init__(self, config: RunConfig) -> None:
+        self._captures = config.capture.kind == "states"
         self._latency_s = config.engine.simulated_latency_s
         self._items = 0
 
@@ -21,7 +25,7 @@ class SimulatedEngine:
         """One outcome per item; the items of a call take their latency side by side."""
         await asyncio.sleep(self._latency_s)
         self._items += len(items)
-        return [{aspect: _assessment(item, aspect) for aspect in item.aspects} for item in items]
+        return [{aspect: self._assessment(item, aspect) for aspect in item.aspects} for item in items]
 
     def stats(self) -> dict[str, float]:
         """Images seen."""
@@ -30,18 +34,30 @@ class SimulatedEngine:
     def close(self) -> None:
         """Nothing to free."""
 
+    def _assessment(self, item: Item, aspect: Aspect) -> Assessment:
+        pixels = b"" if item.pixels is None else item.pixels.tobytes()
+        given = item.descriptions.get(aspect)
+        described = f"Simulated description of the {aspect}." if given is None else given
+        asked = repr((item.prompt, str(aspect)) if given is None else (item.prompt, str(aspect), given))
+        digest = hashlib.sha256(pixels + asked.encode()).digest()
+        weights = [1 + byte for byte in digest[: len(RATING_WORDS)]]
+        probs = tuple(weight / sum(weights) for weight in weights)
+        word = RATING_WORDS[probs.index(max(probs))]
+        return Assessment(
+            description=described,
+            rating=word,
+            rating_answer=word,
+            rating_probs=probs,
+            prompt_tokens=0,
+            generated_tokens=0,
+            finish_reason="stop" if given is None else "given",
+            captured=_states(digest) if self._captures else None,
+        )
 
-def _assessment(item: Item, aspect: Aspect) -> Assessment:
-    digest = hashlib.sha256(item.pixels.tobytes() + repr((item.prompt, str(aspect))).encode()).digest()
-    weights = [1 + byte for byte in digest[: len(RATING_WORDS)]]
-    probs = tuple(weight / sum(weights) for weight in weights)
-    word = RATING_WORDS[probs.index(max(probs))]
-    return Assessment(
-        description=f"Simulated description of the {aspect}.",
-        rating=word,
-        rating_answer=word,
-        rating_probs=probs,
-        prompt_tokens=0,
-        generated_tokens=0,
-        finish_reason="stop",
-    )
+
+def _states(digest: bytes) -> Captured:
+    """4 to 7 tokens of `SIMULATED_WIDTH` numbers."""
+    import torch
+
+    seed = int.from_bytes(digest[:6], "big")
+    return Captured(torch.randn(4 + digest[0] % 4, SIMULATED_WIDTH, generator=torch.Generator().manual_seed(seed)))

@@ -4,10 +4,12 @@ Conversations are batched with left padding; both rounds are run from scratch, w
 """
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -17,10 +19,10 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.config import RunConfig
 from m3agiqa.engine.base import Item, ItemFailed, ItemRejected, Outcome
 from m3agiqa.engine.capture import Keeper
-from m3agiqa.engine.context import check_context
+from m3agiqa.engine.context import check_context, smaller
 from m3agiqa.engine.prompting import load_processor, prompt_builder
 from m3agiqa.engine.rating import prefixes, rating_probs
-from m3agiqa.models import context_length, model_folder
+from m3agiqa.models import context_length, model_folder, takes_images
 from m3agiqa.records import Assessment, Captured
 
 
@@ -33,32 +35,34 @@ class _Talk:
     questions: conversation.Questions
     ids: list[int]
     image: dict[str, Any]
+    given: str | None = None
     description: list[int] = field(default_factory=list)
     cut: bool = False
     rating: list[int] = field(default_factory=list)
     logprobs: dict[tuple[int, ...], dict[int, float]] = field(default_factory=dict)
     captured: Captured | None = None
+    note: str | None = None
 
 
 class TransformersEngine:
-    """Runs any image-text-to-text checkpoint of transformers with a chat template."""
+    """Runs any image-text-to-text checkpoint of transformers with a chat template; without images, any causal one."""
 
     def __init__(self, config: RunConfig) -> None:
-        from transformers import AutoModelForImageTextToText, GenerationConfig
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
         folder = model_folder(config.model)
         self._scoring = config.scoring
         self._batch_size = config.engine.batch_size
         self._context = context_length(folder, config.model)
-        self._processor = load_processor(folder, config.model)
-        self._builder = prompt_builder(folder, config.model, self._processor)
+        text_only = config.corpus.text_only
+        self._processor = None if text_only else load_processor(folder, config.model)
+        self._builder = prompt_builder(folder, config.model, self._processor, text_only=text_only)
         self._keeper = Keeper(config.capture, folder)
         device = config.engine.device
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         dtype = config.model.dtype if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code
-        )
+        loader = AutoModelForCausalLM if text_only and not takes_images(folder) else AutoModelForImageTextToText
+        model: Any = loader.from_pretrained(folder, dtype=dtype, trust_remote_code=config.model.trust_remote_code)
         self._model = model.to(self._device).eval()
         # Greedy and nothing else: a checkpoint's own settings (a repetition penalty, say) would apply here only.
         self._model.generation_config = GenerationConfig()
@@ -87,7 +91,7 @@ class TransformersEngine:
         talks: list[_Talk] = []
         for i, item in enumerate(items):
             try:
-                talks += self._open(i, item)
+                talks += self._open_to_fit(i, item)
             except ItemRejected as rejection:
                 outcomes[i] = rejection
             except Exception as error:  # noqa: BLE001 - the row boundary: what a processor cannot take costs one row
@@ -126,23 +130,37 @@ class TransformersEngine:
         if self._keeper.wanted:
             self._capture(talks)
 
+    def _open_to_fit(self, index: int, item: Item) -> list[_Talk]:
+        try:
+            return self._open(index, item)
+        except ItemRejected:
+            for less, note in smaller(item, self._scoring):
+                with contextlib.suppress(ItemRejected):
+                    return [replace(talk, note=note) for talk in self._open(index, less)]
+            raise
+
     def _open(self, index: int, item: Item) -> list[_Talk]:
         """The conversations of one item, with the image's tokens put in for its placeholder."""
-        expansion, image = self._encode_image(item)
+        expansion, image = ([], {}) if item.pixels is None else self._encode_image(item.pixels)
         talks = []
         for aspect in item.aspects:
             questions = conversation.questions(aspect, item.prompt, self._scoring.conversation)
             ids = self._builder.first_round(questions)
-            at = ids.index(self._builder.image_token_id)
-            ids[at : at + 1] = expansion
-            check_context(len(ids), len(self._builder.second_round(questions)), self._scoring, self._context)
-            talks.append(_Talk(index, aspect, questions, ids, image))
+            if item.pixels is not None:
+                at = ids.index(self._builder.image_token_id)
+                ids[at : at + 1] = expansion
+            given = item.descriptions.get(aspect)
+            answer = [] if given is None else self._builder.answer(given)
+            second, described = len(self._builder.second_round(questions)), None if given is None else len(answer)
+            check_context(len(ids), second, self._scoring, self._context, described)
+            talks.append(_Talk(index, aspect, questions, ids, image, given, answer))
         return talks
 
-    def _encode_image(self, item: Item) -> tuple[list[int], dict[str, Any]]:
+    def _encode_image(self, pixels: np.ndarray) -> tuple[list[int], dict[str, Any]]:
+        assert self._processor is not None
         encoded = self._processor(
             text=[self._builder.image_token],
-            images=[[Image.fromarray(item.pixels)]],
+            images=[[Image.fromarray(pixels)]],
             add_special_tokens=False,
             return_tensors="pt",
         )
@@ -150,9 +168,11 @@ class TransformersEngine:
         return encoded["input_ids"][0].tolist(), tensors
 
     def _describe(self, talks: list[_Talk]) -> None:
-        prompts = [talk.ids for talk in talks]
-        generated, _ = self._generate(talks, prompts, self._scoring.max_description_tokens)
-        for talk, ids in zip(talks, generated, strict=True):
+        own = [talk for talk in talks if talk.given is None]
+        if not own:
+            return
+        generated, _ = self._generate(own, [talk.ids for talk in own], self._scoring.max_description_tokens)
+        for talk, ids in zip(own, generated, strict=True):
             talk.description, talk.cut = self._builder.split_end(ids)
 
     def _rate(self, talks: list[_Talk]) -> None:
@@ -228,14 +248,15 @@ class TransformersEngine:
     def _assessment(self, talk: _Talk) -> Assessment:
         answer = self._builder.decode(talk.rating)
         return Assessment(
-            description=self._builder.decode(talk.description),
+            description=self._builder.decode(talk.description) if talk.given is None else talk.given,
             rating=conversation.parse_rating(answer),
             rating_answer=answer,
             rating_probs=rating_probs(self._builder.rating_ids, talk.logprobs),
             prompt_tokens=len(talk.ids),
-            generated_tokens=len(talk.description) + len(talk.rating),
-            finish_reason="length" if talk.cut else "stop",
+            generated_tokens=(len(talk.description) if talk.given is None else 0) + len(talk.rating),
+            finish_reason="given" if talk.given is not None else "length" if talk.cut else "stop",
             captured=talk.captured,
+            note=talk.note,
         )
 
 

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.config import RunConfig
 from m3agiqa.engine.base import Item, ItemFailed, ItemRejected, Outcome
 from m3agiqa.engine.capture import Keeper
-from m3agiqa.engine.context import check_context
+from m3agiqa.engine.context import check_context, smaller
 from m3agiqa.engine.prompting import prompt_builder
 from m3agiqa.engine.rating import prefixes, rating_probs
 from m3agiqa.engine.shared_states import StatesInbox, StatesLost, StatesTicket
@@ -56,7 +57,7 @@ class VllmEngine:
         folder = model_folder(config.model)
         self._scoring = config.scoring
         self._context = context_length(folder, config.model)
-        self._builder = prompt_builder(folder, config.model)
+        self._builder = prompt_builder(folder, config.model, text_only=config.corpus.text_only)
         self._keeper = Keeper(config.capture, folder)
         self._adapters = load_adapters(config.model.adapters, folder)
         for adapter in distinct(self._adapters):
@@ -79,7 +80,7 @@ class VllmEngine:
         async with self._lora_lock:
             if self._lora is None:
                 self._lora = await add_to_vllm(self._engine, self._adapters)
-        return list(await asyncio.gather(*(self._assess(item) for item in items)))
+        return list(await asyncio.gather(*(self._assess_to_fit(item) for item in items)))
 
     def stats(self) -> dict[str, float]:
         """Images and conversations, and what vLLM says of tokens, caches and queues."""
@@ -94,8 +95,17 @@ class VllmEngine:
         if self._inbox is not None:
             self._inbox.close()
 
+    async def _assess_to_fit(self, item: Item) -> Outcome:
+        outcome = await self._assess(item)
+        if isinstance(outcome, ItemRejected):
+            for less, note in smaller(item, self._scoring):
+                found = await self._assess(less)
+                if not isinstance(found, ItemRejected | ItemFailed):
+                    return {aspect: replace(assessment, note=note) for aspect, assessment in found.items()}
+        return outcome
+
     async def _assess(self, item: Item) -> Outcome:
-        image = Image.fromarray(item.pixels)
+        image = None if item.pixels is None else Image.fromarray(item.pixels)
         tasks: dict[Aspect, asyncio.Task[Assessment]] = {}
         try:
             async with asyncio.TaskGroup() as group:
@@ -109,35 +119,50 @@ class VllmEngine:
         self._counts["conversations"] += len(tasks)
         return {aspect: task.result() for aspect, task in tasks.items()}
 
-    async def _converse(self, item: Item, image: Image.Image, aspect: Aspect) -> Assessment:
+    async def _converse(self, item: Item, image: Image.Image | None, aspect: Aspect) -> Assessment:
         questions = conversation.questions(aspect, item.prompt, self._scoring.conversation)
         first, second = self._builder.first_round(questions), self._builder.second_round(questions)
+        given = item.descriptions.get(aspect)
+        if given is None:
+            description, finish_reason = await self._describe(first, second, image, aspect)
+        else:
+            description, finish_reason = self._builder.answer(given), "given"
+            check_context(len(first), len(second), self._scoring, self._context, len(description))
+        prompt = first + description + second
+        with self._inbox.ask() if self._inbox is not None else contextlib.nullcontext() as ticket:
+            rated, logprobs = await self._rate(prompt, image, aspect, ticket)
+            captured = self._keeper.keep(await ticket.receive()) if ticket is not None else None
+        assert rated.prompt_token_ids is not None
+        if given is not None:
+            opened = len(rated.prompt_token_ids) - len(description) - len(second)
+            check_context(opened, len(second), self._scoring, self._context, len(description))
+        rating_ids, _ = self._builder.split_end(rated.outputs[0].token_ids)
+        text = self._builder.decode(rating_ids)
+        return Assessment(
+            description=self._builder.decode(description) if given is None else given,
+            rating=conversation.parse_rating(text),
+            rating_answer=text,
+            rating_probs=rating_probs(self._builder.rating_ids, logprobs),
+            prompt_tokens=len(rated.prompt_token_ids),
+            generated_tokens=(len(description) if given is None else 0) + len(rating_ids),
+            finish_reason=finish_reason,
+            captured=captured,
+        )
+
+    async def _describe(
+        self, first: list[int], second: list[int], image: Image.Image | None, aspect: Aspect
+    ) -> tuple[list[int], str]:
+        """Round 1: the description's ids, and why they end."""
         # The image's own tokens are not known yet, so this is the least it can be.
         check_context(len(first), len(second), self._scoring, self._context)
         answer = await self._generate(first, image, self._scoring.max_description_tokens, aspect=aspect)
         assert answer.prompt_token_ids is not None
         check_context(len(answer.prompt_token_ids), len(second), self._scoring, self._context)
         description, cut = self._builder.split_end(answer.outputs[0].token_ids)
-        prompt = first + description + second
-        with self._inbox.ask() if self._inbox is not None else contextlib.nullcontext() as ticket:
-            rated, logprobs = await self._rate(prompt, image, aspect, ticket)
-            captured = self._keeper.keep(await ticket.receive()) if ticket is not None else None
-        assert rated.prompt_token_ids is not None
-        rating_ids, _ = self._builder.split_end(rated.outputs[0].token_ids)
-        text = self._builder.decode(rating_ids)
-        return Assessment(
-            description=self._builder.decode(description),
-            rating=conversation.parse_rating(text),
-            rating_answer=text,
-            rating_probs=rating_probs(self._builder.rating_ids, logprobs),
-            prompt_tokens=len(rated.prompt_token_ids),
-            generated_tokens=len(description) + len(rating_ids),
-            finish_reason="length" if cut else "stop",
-            captured=captured,
-        )
+        return description, "length" if cut else "stop"
 
     async def _rate(
-        self, prompt: list[int], image: Image.Image, aspect: Aspect, ticket: StatesTicket | None
+        self, prompt: list[int], image: Image.Image | None, aspect: Aspect, ticket: StatesTicket | None
     ) -> tuple["RequestOutput", dict[tuple[int, ...], dict[int, float]]]:
         """Round 2, and the log-probabilities that the rating words' probabilities need."""
         needed = prefixes(self._builder.rating_ids)
@@ -158,14 +183,14 @@ class VllmEngine:
     async def _generate(
         self,
         ids: list[int],
-        image: Image.Image,
+        image: Image.Image | None,
         max_tokens: int,
         logprobs_of: tuple[int, ...] = (),
         *,
         aspect: Aspect,
         ticket: StatesTicket | None = None,
     ) -> "RequestOutput":
-        prompt: Any = {"prompt_token_ids": ids, "multi_modal_data": {"image": image}}
+        prompt: Any = {"prompt_token_ids": ids} | ({} if image is None else {"multi_modal_data": {"image": image}})
         params = self._params(max_tokens, logprobs_of)
         if ticket is not None:
             from m3agiqa.engine.vllm_capture import request_extra_args
@@ -250,6 +275,10 @@ def _start(
 
 def _engine_args(config: RunConfig, folder: Path, context: int, *, on_cpu: bool) -> dict[str, Any]:
     """What the configuration means in vLLM's words; adapters and capture come on top."""
+    if config.engine.batch_invariant:
+        if on_cpu:
+            raise UserError("engine.batch_invariant=true", "vLLM has this mode on GPUs only", "leave it out on a CPU")
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     eager = config.engine.enforce_eager if config.engine.enforce_eager is not None else on_cpu
     if eager and on_cpu:
         # vLLM compiles parts of its sampler even then: seconds in each new process, and a C++ compiler.
@@ -291,6 +320,9 @@ def _stat_logger(tally: _Tally) -> Any:
             if scheduler_stats is not None:
                 tally.add("prefix_cache_queries", scheduler_stats.prefix_cache_stats.queries)
                 tally.add("prefix_cache_hits", scheduler_stats.prefix_cache_stats.hits)
+                tally.add("steps", 1)
+                tally.add("running_requests", scheduler_stats.num_running_reqs)
+                tally.add("waiting_requests", scheduler_stats.num_waiting_reqs)
             if mm_cache_stats is not None:
                 tally.add("image_cache_queries", mm_cache_stats.queries)
                 tally.add("image_cache_hits", mm_cache_stats.hits)

@@ -12,7 +12,10 @@ from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.models.extract_hidden_states import CacheOnlyAttentionLayer, basic_cache
 from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
+from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.minicpmv import MiniCPMV
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
 from m3agiqa.engine.vllm_capture import is_capturing
 
@@ -32,6 +35,36 @@ class MiniCPMVWithStates(MiniCPMV):
         model = super().__new__(cls, vllm_config=vllm_config, prefix=prefix)
         keep_states(model, vllm_config)
         return model
+
+
+class LlamaWithStates(LlamaForCausalLM):
+    """Llama without an image."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
+        _keep_states_of_a_whole_model(self, vllm_config, prefix)
+
+
+class Qwen2WithStates(Qwen2ForCausalLM):
+    """Qwen2 and Qwen2.5 without an image."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        _keep_states_of_a_whole_model(self, vllm_config, prefix)
+
+
+class Qwen3WithStates(Qwen3ForCausalLM):
+    """Qwen3 without an image."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        _keep_states_of_a_whole_model(self, vllm_config, prefix)
+
+
+def _keep_states_of_a_whole_model(model: nn.Module, vllm_config: VllmConfig, prefix: str) -> None:
+    # With a prefix it is the language model within another, which keeps the states itself.
+    if not prefix:
+        keep_states(model, vllm_config)
 
 
 def keep_states(model: nn.Module, vllm_config: VllmConfig) -> None:

@@ -5,7 +5,11 @@ a model's module only when that model is asked for. Without capture in the engin
 registered classes do what vLLM's own do.
 """
 
+import multiprocessing
+import os
+import signal
 from importlib.metadata import entry_points
+from threading import Thread
 
 from m3agiqa.errors import UserError
 
@@ -15,6 +19,10 @@ MODELS = {
     "Idefics3ForConditionalGeneration": f"{_MODULE}:Idefics3WithStates",
     # Version 2.5 is the published model; the class stands for the other versions too.
     "MiniCPMV": f"{_MODULE}:MiniCPMVWithStates",
+    # Language models, for conversations without an image.
+    "LlamaForCausalLM": f"{_MODULE}:LlamaWithStates",
+    "Qwen2ForCausalLM": f"{_MODULE}:Qwen2WithStates",
+    "Qwen3ForCausalLM": f"{_MODULE}:Qwen3WithStates",
 }
 """The architectures (as in a checkpoint's config.json) whose states can be captured."""
 
@@ -23,11 +31,31 @@ VLLM_RANGE = ((0, 32), (0, 33))
 
 
 def register() -> None:
-    """Registers the classes of `MODELS`. vLLM may call it more than once."""
+    """Registers the classes of `MODELS`, and ties the engine's processes to ours. vLLM may call it more than once."""
     from vllm import ModelRegistry
+
+    _end_with_parent()
 
     for architecture, model in MODELS.items():
         ModelRegistry.register_model(architecture, model)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone.
+
+    vLLM's engine processes outlive a parent that is killed (an actor's on a lost node, one that ran out of
+    memory), go on with what it had asked for, and keep its GPU's memory for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or getattr(_end_with_parent, "begun", False):
+        return
+    _end_with_parent.begun = True  # type: ignore[attr-defined]
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Thread(target=wait, name="m3agiqa-parent", daemon=True).start()
 
 
 def check_vllm() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from safetensors.torch import load_file
 
 from m3agiqa.aspects import RATING_WORDS, Aspect
 from m3agiqa.config import RunConfig, load_config
-from m3agiqa.engine.base import Item, ItemRejected, Outcome, create_engine
+from m3agiqa.engine.base import Item, ItemFailed, ItemRejected, Outcome, create_engine
+from m3agiqa.models import model_folder
+from m3agiqa.predictor.fold import fold
+from m3agiqa.predictor.lm_head import LMHead
 from m3agiqa.tiny.architecture import write_random_model
 from tests.engine.capture_helpers import write_random_adapter
 
@@ -113,6 +117,26 @@ def test_vllm_and_transformers_capture_the_same_states(both):
             assert (a - b).abs().max() <= 1e-4 * a.abs().max()
 
 
+def test_folded_projections_of_captured_states_equal_the_logits_way(both, tmp_path):
+    """vLLM's states through the folded matrix, against transformers' through the logits of the whole vocabulary."""
+    name, asked, expected, found, _ = both
+    if name == "tiny":
+        folder = model_folder(config_for("vllm", "tiny").model)
+    else:
+        folder = write_random_model(tmp_path / "same")
+    head = LMHead.load(folder)
+    head = LMHead(head.weight.float(), None if head.bias is None else head.bias.float(), head.scale, head.soft_cap)
+    torch.manual_seed(0)
+    weight = torch.randn(512, head.weight.shape[0]) / head.weight.shape[0] ** 0.5
+    bias = torch.randn(512)
+    folded = fold(weight, bias, head)
+    for item, theirs, ours in zip(asked[:-1], expected[:-1], found[:-1], strict=True):
+        for aspect in item.aspects:
+            long = torch.nn.functional.linear(head.logits(theirs[aspect].captured.values), weight, bias)
+            short = folded(ours[aspect].captured.values)
+            assert (short - long).abs().max() <= 1e-5 * long.abs().max()
+
+
 def test_the_shipped_model_answers_both_rounds_sensibly(both):
     name, asked, _, found, _ = both
     if name == "random":
@@ -181,6 +205,35 @@ def test_logits_are_captured_by_position(demo_corpus, tmp_path, kind):
             assert captured.values.shape == captured.ids.shape == (logits.shape[0], 5)
             assert torch.allclose(captured.values, logits.gather(1, captured.ids), atol=1e-5)
             assert torch.equal(captured.ids[:, 0], logits.argmax(-1))
+
+
+def test_a_request_aborted_half_way_fails_its_row_only(demo_corpus):
+    """What vLLM gives up on says so in its row; the images beside it are judged."""
+    asked = items(demo_corpus)[:4]
+
+    async def run() -> tuple[list[Outcome], list[Outcome]]:
+        engine = create_engine(config_for("vllm", "tiny", "capture.kind=states"))
+        try:
+            expected = await engine.assess(asked)
+            running = asyncio.create_task(engine.assess(asked))
+            await engine._engine.abort(await _some_request(engine), internal=True)
+            return expected, await running
+        finally:
+            engine.close()
+
+    expected, found = asyncio.run(run())
+    (failed,) = [outcome for outcome in found if isinstance(outcome, ItemFailed)]
+    assert str(failed) == "the engine gave up on this image's request (abort)"
+    for theirs, ours in zip(expected, found, strict=True):
+        if ours is not failed:
+            assert {a: o.description for a, o in ours.items()} == {a: o.description for a, o in theirs.items()}
+
+
+async def _some_request(engine: Any) -> str:
+    """One that vLLM is at work on."""
+    while not engine._engine.output_processor.request_states:
+        await asyncio.sleep(0.001)
+    return next(iter(engine._engine.output_processor.request_states))
 
 
 def test_the_simulated_engine_is_deterministic(demo_corpus):

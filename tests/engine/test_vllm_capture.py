@@ -157,8 +157,8 @@ class TestHalfPrecision:
 def test_model_without_capture_is_refused():
     from m3agiqa.engine.vllm_capture import capture_engine_args
 
-    with pytest.raises(UserError, match=r"LlamaForCausalLM.*engine\.kind=transformers"):
-        capture_engine_args(["LlamaForCausalLM"])
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel.*engine\.kind=transformers"):
+        capture_engine_args(["GPT2LMHeadModel"])
 
 
 @pytest.mark.parametrize("version", ["0.31.4", "0.33.0", "1.0.0"])
@@ -194,13 +194,17 @@ def test_plugin_imports_nothing_heavy():
 def test_registered_models_are_vllms_own_with_states():
     from vllm import ModelRegistry
     from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
+    from vllm.model_executor.models.llama import LlamaForCausalLM
     from vllm.model_executor.models.minicpmv import MiniCPMV
+    from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+    from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
     from m3agiqa.engine.vllm_plugins import MODELS, register
 
     register()
     register()
-    for architecture, parent in zip(MODELS, (Idefics3ForConditionalGeneration, MiniCPMV), strict=True):
+    parents = (Idefics3ForConditionalGeneration, MiniCPMV, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+    for architecture, parent in zip(MODELS, parents, strict=True):
         model = ModelRegistry._try_load_model_cls(architecture)
         assert model is not None
         assert issubclass(model, parent)
