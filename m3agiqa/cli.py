@@ -1,4 +1,4 @@
-"""The command line: `m3agiqa score | show | merge-adapter | import-predictor | config`."""
+"""The command line: `m3agiqa score | capture | show | merge-adapter | import-predictor | train-predictor | config`."""
 
 import argparse
 import logging
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from m3agiqa import __version__
-from m3agiqa.aspects import Aspect
-from m3agiqa.config import describe_config, dump_config, load_config
+from m3agiqa.aspects import SCALE_MAX, SCALE_MIN, Aspect
+from m3agiqa.config import RunConfig, describe_config, dump_config, load, load_config
 from m3agiqa.errors import UserError
+from m3agiqa.train_config import TrainConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,6 +52,25 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(score)
     score.set_defaults(run=_score)
 
+    capture = commands.add_parser("capture", help="score a corpus and keep the states that a predictor is trained on")
+    capture.add_argument("--input", required=True, help="as for score, or a published conversation file (JSON)")
+    capture.add_argument("--output", required=True, help="folder for the states; an earlier run in it is gone on with")
+    capture.add_argument(
+        "--prefer",
+        choices=["own", "given"],
+        help="whose description the conversation goes on with (default own: what a predictor will see in use)",
+    )
+    capture.add_argument(
+        "--description",
+        metavar="ASPECT=COLUMN",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="with --prefer given: the column that holds an aspect's description",
+    )
+    _add_config(capture)
+    capture.set_defaults(run=_capture)
+
     show = commands.add_parser("show", help="print the scores of an output folder as a table")
     show.add_argument("output", help="what --output named")
     show.add_argument("--rows", type=int, default=50, help="most rows to print (default 50)")
@@ -76,13 +96,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     imported.set_defaults(run=_import_predictor)
 
+    train = commands.add_parser("train-predictor", help="train a predictor on captured states and human scores")
+    train.add_argument("--input", required=True, action="append", metavar="CAPTURED", help="folder of m3agiqa capture")
+    train.add_argument(
+        "--validation",
+        action="append",
+        default=[],
+        metavar="CAPTURED",
+        help="captured folder to choose the best epoch by (default: a share of the input, by prompt)",
+    )
+    train.add_argument("--out", required=True, help="folder for the predictor; logs go beside it, to OUT.training")
+    train.add_argument(
+        "--label",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="ASPECT=COLUMN",
+        help="the column that holds an aspect's human scores; one output for each aspect",
+    )
+    train.add_argument(
+        "--scale", nargs=2, type=float, default=(SCALE_MIN, SCALE_MAX), metavar=("LOW", "HIGH"), help="of the scores"
+    )
+    _add_config(train)
+    train.set_defaults(run=_train_predictor)
+
     config = commands.add_parser("config", help="print the configuration")
+    config.add_argument(
+        "--kind", choices=["score", "train-predictor"], default="score", help="of which command (default score)"
+    )
     config.add_argument("--show", action="store_true", help="print the effective configuration (the default)")
     config.add_argument("--docs", action="store_true", help="print every key with its default and its meaning")
     _add_config(config)
     config.set_defaults(run=_config)
 
-    for command in (score, show, merge, imported, config):
+    for command in (score, capture, show, merge, imported, train, config):
         command.add_argument("-v", "--verbose", action="store_true", help="what Ray and the engine say; tracebacks")
     return parser
 
@@ -95,20 +142,50 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(args: argparse.Namespace) -> int:
+    return _run(args, load_config(args.config, args.set), "scores")
+
+
+def _capture(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.set)
+    first_answer = args.prefer or config.capture.first_answer
+    descriptions = config.capture.descriptions | dict(
+        _aspect_column(text, "--description") for text in args.description
+    )
+    if descriptions and first_answer == "own":
+        value = "--description " + " ".join(f"{aspect}={column}" for aspect, column in descriptions.items())
+        raise UserError(value, "is read with --prefer given only", "add --prefer given, or leave it out")
+    capture = config.capture.model_copy(
+        update={"kind": "states", "write": True, "first_answer": first_answer, "descriptions": descriptions}
+    )
+    predictor = config.predictor.model_copy(update={"path": None})
+    return _run(args, config.model_copy(update={"capture": capture, "predictor": predictor}), "states")
+
+
+def _aspect_column(text: str, flag: str) -> tuple[Aspect, str]:
+    aspect, equals, column = text.partition("=")
+    if not equals or not column:
+        raise UserError(f"{flag} {text}", "is not of the form ASPECT=COLUMN", "write e.g. quality=my_column")
+    if aspect not in list(Aspect):
+        raise UserError(f"{flag} {text}", f"{aspect!r} is no aspect", f"take one of {', '.join(Aspect)}")
+    return Aspect(aspect), column
+
+
+def _run(args: argparse.Namespace, config: RunConfig, what: str) -> int:
     from m3agiqa.pipeline import run_scoring
     from m3agiqa.progress import duration
-    from m3agiqa.runs import engine_line, status_line
+    from m3agiqa.runs import engine_line, predictor_line, status_line
 
     manifest = run_scoring(config, args.input, args.output, verbose=args.verbose)
     rate = f" ({manifest.images_per_second:.1f} images/s once the engine was up)" if manifest.images_per_second else ""
     print(f"{status_line(manifest.counts)} in {duration(manifest.seconds or 0)}{rate}")
     if (line := engine_line(manifest.engine)) is not None:
         print(f"engine: {line}")
+    if (line := predictor_line(manifest)) is not None:
+        print(f"predictor: {line}")
     if not manifest.counts:
         print(f"nothing to score in {args.input}")
         return 0
-    print(f"scores: {args.output.rstrip('/')}/scores/*.parquet (m3agiqa show {args.output})")
+    print(f"{what}: {args.output.rstrip('/')}/scores/*.parquet (m3agiqa show {args.output})")
     return 0
 
 
@@ -142,11 +219,42 @@ def _import_predictor(args: argparse.Namespace) -> int:
     return 0
 
 
+def _train_predictor(args: argparse.Namespace) -> int:
+    config = load(TrainConfig, args.config, args.set)
+    pairs = [_aspect_column(text, "--label") for text in args.label]
+    if len({aspect for aspect, _ in pairs}) < len(pairs):
+        raise UserError("--label " + " ".join(args.label), "names an aspect twice", "give each aspect one column")
+    from m3agiqa.train_predictor import train_predictor
+    from m3agiqa.training_run import summary
+
+    labels = {str(aspect): column for aspect, column in pairs}
+    low, high = args.scale
+    done = train_predictor(
+        config,
+        args.input,
+        args.out,
+        labels,
+        validation=args.validation,
+        scale=(low, high),
+        verbose=args.verbose,
+        say=_say,
+    )
+    for line in summary(done, args.out):
+        print(line)
+    return 0
+
+
+def _say(line: str) -> None:
+    """Notes go beside the epochs, as a run's output may be kept."""
+    print(line, file=sys.stderr if line.startswith("note: ") else sys.stdout, flush=True)
+
+
 def _config(args: argparse.Namespace) -> int:
+    kind = TrainConfig if args.kind == "train-predictor" else RunConfig
     if args.docs:
-        print(describe_config())
+        print(describe_config(kind))
     else:
-        print(dump_config(load_config(args.config, args.set)), end="")
+        print(dump_config(load(kind, args.config, args.set)), end="")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a scoring run: frozen, typed, every field documented. Light to import.
+"""Configurations: frozen, typed, every field documented; here that of a scoring run. Light to import.
 
 A config is read from YAML, changed by `key=value` overrides (`engine.kind=transformers`), and refused
 with the nearest name where a key does not exist.
@@ -7,7 +7,7 @@ with the nearest name where a key does not exist.
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -19,11 +19,31 @@ TINY_MODEL = "tiny"
 """The name under which the embedded demonstration model is known."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A named group of keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelConfig(_Section):
+class Config(Section):
+    """A configuration: every field is a section."""
+
+    docs: ClassVar[str] = "m3agiqa config --docs"
+    """The command that explains its keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_are_mappings(cls, value: Any) -> Any:
+        for name in cls.model_fields:
+            if isinstance(value, dict) and name in value and value[name] is None:
+                raise ValueError(f"section {name!r} is empty; remove it or give it keys")
+        return value
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class ModelConfig(Section):
     """Which multimodal language model judges, and in what precision."""
 
     path: str = Field(TINY_MODEL, description="`tiny` (embedded), a local folder, or a Hugging Face hub id")
@@ -44,7 +64,7 @@ class ModelConfig(_Section):
     )
 
 
-class EngineConfig(_Section):
+class EngineConfig(Section):
     """What runs the model."""
 
     kind: Literal["vllm", "transformers", "simulated"] = Field(
@@ -62,19 +82,25 @@ class EngineConfig(_Section):
     enforce_eager: bool | None = Field(
         None, description="No CUDA graphs or compilation; null: eager on a CPU, graphs on a GPU"
     )
+    batch_invariant: bool = Field(
+        False, description="vLLM's mode in which a result does not depend on the batch to the bit; slower, GPUs only"
+    )
     vllm_args: dict[str, Any] = Field(
         default_factory=dict, description="Further vLLM engine arguments by name, passed on as they are"
     )
     simulated_latency_s: float = Field(0.0, ge=0, description="Seconds that the simulated engine takes for an image")
 
 
-class ScoringConfig(_Section):
+class ScoringConfig(Section):
     """What is asked about each image."""
 
     aspects: tuple[Aspect, ...] = Field(tuple(Aspect), min_length=1, description="The aspects to judge")
     conversation: str = Field("v1", description="Version of the questions (m3agiqa/conversation.py)")
     max_description_tokens: int = Field(160, gt=0, description="Longest description, in tokens")
     max_rating_tokens: int = Field(8, gt=0, description="Longest answer of round 2, in tokens")
+    downscale_to_fit: bool = Field(
+        False, description="Downscale an image whose tokens do not fit into the context, and say so; false: reject it"
+    )
 
     @field_validator("aspects", mode="before")
     @classmethod
@@ -96,26 +122,59 @@ class ScoringConfig(_Section):
         return value
 
 
-class CaptureConfig(_Section):
+class CaptureConfig(Section):
     """What is kept of each conversation for a predictor, beside the rating words' probabilities."""
 
     kind: Literal["none", "states", "top_k", "logits"] = Field(
         "none", description="none, states (last hidden states), top_k or logits (per position; small vocabularies)"
     )
     top_k: int = Field(20, gt=0, description="Logits kept per position where kind is top_k")
+    write: bool = Field(False, description="Write the states into the output; what `m3agiqa capture` sets")
+    mib_per_file: int = Field(
+        256, gt=0, description="MiB of states that are gathered into a file and committed together; a crash loses fewer"
+    )
+    first_answer: Literal["own", "given"] = Field(
+        "own", description="Whose description the conversation goes on with: the model's own, or one of the corpus"
+    )
+    descriptions: dict[Aspect, str] = Field(
+        default_factory=dict, description="The column of the given first answers, by aspect"
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "CaptureConfig":
+        if self.write and self.kind != "states":
+            raise ValueError(f"write=true is for kind=states, not {self.kind}")
+        if self.descriptions and self.first_answer != "given":
+            raise ValueError("descriptions name columns, but first_answer=own does not read them")
+        return self
 
 
-class CorpusConfig(_Section):
+class PredictorConfig(Section):
+    """What turns the states into mean opinion scores."""
+
+    path: str | None = Field(
+        "auto", description="Folder of a predictor; auto: the one that comes with the embedded model; null: none"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where it runs; auto: a GPU where there is one")
+
+
+class CorpusConfig(Section):
     """How the input's columns are named."""
 
     image_column: str | None = Field(None, description="Column of image paths or bytes; null: the usual names")
     prompt_column: str = Field("prompt", description="Column of the prompts")
     id_column: str = Field("id", description="Column of ids; made where there is none")
     generator_column: str = Field("generator", description="Column that names the image generator")
+    images: str | None = Field(
+        None, description="Folder that a manifest's relative image paths start from; null: the manifest's own"
+    )
+    text_only: bool = Field(
+        False, description="Converse about prompt and description alone: no image is read, and none needs to be there"
+    )
     drop: tuple[str, ...] = Field((), description="Columns of the input that are not passed through")
 
 
-class ImageConfig(_Section):
+class ImageConfig(Section):
     """Which images are accepted, and what is done to them before the model's own preprocessing."""
 
     max_pixels: int = Field(100_000_000, gt=0, description="Images of more pixels are rejected before decoding")
@@ -124,7 +183,7 @@ class ImageConfig(_Section):
     max_aspect_ratio: float = Field(50.0, ge=1, description="Longer by shorter side; beyond it rejected")
 
 
-class RayConfig(_Section):
+class RayConfig(Section):
     """How the run is spread over a cluster."""
 
     address: str | None = Field(
@@ -149,27 +208,25 @@ class RayConfig(_Section):
         return value
 
 
-class RunConfig(_Section):
+class RunConfig(Config):
     """Everything that `m3agiqa score` can be told, input and output apart."""
 
     model: ModelConfig = ModelConfig.model_construct()
     engine: EngineConfig = EngineConfig.model_construct()
     scoring: ScoringConfig = ScoringConfig.model_construct()
     capture: CaptureConfig = CaptureConfig.model_construct()
+    predictor: PredictorConfig = PredictorConfig.model_construct()
     corpus: CorpusConfig = CorpusConfig.model_construct()
     images: ImageConfig = ImageConfig.model_construct()
     ray: RayConfig = RayConfig.model_construct()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _sections_are_mappings(cls, value: Any) -> Any:
-        for name in cls.model_fields:
-            if isinstance(value, dict) and name in value and value[name] is None:
-                raise ValueError(f"section {name!r} is empty; remove it or give it keys")
-        return value
-
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a scoring run; see `load`."""
+    return load(RunConfig, path, overrides)
+
+
+def load(kind: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
     """Reads a YAML file and applies `key.key=value` overrides, whose values are YAML too.
 
     Raises:
@@ -184,26 +241,26 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"--set {override}", "the value is not YAML", "quote it") from error
-        _put(data, key.strip().split("."), value, override)
+        _put(data, key.strip().split("."), value, override, kind)
     source = f"--config {path}" if path is not None else "the configuration"
     try:
-        return RunConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, source) from None
+        raise _explain(error, source, kind) from None
 
 
-def dump_config(config: RunConfig) -> str:
-    """The effective configuration as YAML that `load_config` reads back to the same."""
+def dump_config(config: Config) -> str:
+    """The effective configuration as YAML that `load` reads back to the same."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def describe_config() -> str:
+def describe_config(kind: type[Config] = RunConfig) -> str:
     """Every key with its default and its documentation, one per line, as commented YAML."""
     lines: list[str] = []
-    for section, field in RunConfig.model_fields.items():
+    for section, field in kind.model_fields.items():
         model = field.annotation
         assert isinstance(model, type)
-        assert issubclass(model, _Section)
+        assert issubclass(model, Section)
         doc = " ".join((model.__doc__ or "").split())
         lines += [f"# {doc}", f"{section}:"]
         defaults = model().model_dump(mode="json")
@@ -229,32 +286,32 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _put(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+def _put(data: dict[str, Any], keys: list[str], value: Any, override: str, kind: type[Config]) -> None:
     for key in keys[:-1]:
         inner = data.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise UserError(f"--set {override}", f"{key!r} is a value, not a section", "see `m3agiqa config --docs`")
+            raise UserError(f"--set {override}", f"{key!r} is a value, not a section", f"see `{kind.docs}`")
         data = inner
     data[keys[-1]] = value
 
 
-def _explain(error: ValidationError, source: str) -> UserError:
+def _explain(error: ValidationError, source: str, kind: type[Config]) -> UserError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = _nearest(first["loc"])
-        cure = f"did you mean {near}?" if near else "`m3agiqa config --docs` lists every key"
+        near = _nearest(first["loc"], kind)
+        cure = f"did you mean {near}?" if near else f"`{kind.docs}` lists every key"
         return UserError(f"{source}: {where}", "there is no such key", cure)
     given = first.get("input")
     shown = "" if isinstance(given, Mapping) else f" = {given!r}"
     message = first["msg"].removeprefix("Value error, ")
-    return UserError(f"{source}: {where}{shown}", message, "`m3agiqa config --docs` explains every key")
+    return UserError(f"{source}: {where}{shown}", message, f"`{kind.docs}` explains every key")
 
 
-def _nearest(loc: tuple[int | str, ...]) -> str | None:
+def _nearest(loc: tuple[int | str, ...], kind: type[Config]) -> str | None:
     """The known key most like an unknown one: in its own section first, then anywhere."""
-    known = {f"{s}.{k}" for s, f in RunConfig.model_fields.items() for k in _keys(f.annotation)}
-    known |= set(RunConfig.model_fields)
+    known = {f"{s}.{k}" for s, f in kind.model_fields.items() for k in _keys(f.annotation)}
+    known |= set(kind.model_fields)
     wanted = ".".join(str(part) for part in loc)
     by_key = difflib.get_close_matches(str(loc[-1]), [k.split(".")[-1] for k in known], n=1, cutoff=0.6)
     match = difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.75)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from m3agiqa.config import TINY_MODEL, ModelConfig
+from m3agiqa.config import TINY_MODEL, ModelConfig, RunConfig
 from m3agiqa.errors import UserError
 
 _WHOLE_FILE_BYTES = 64 * 2**20
@@ -44,6 +44,16 @@ def model_folder(config: ModelConfig) -> Path:
         ) from None
 
 
+def predictor_folder(config: RunConfig) -> Path | None:
+    """The folder of a run's predictor, or None where it has none."""
+    path = config.predictor.path
+    if path == "auto":
+        folder = Path(__file__).parent / "tiny" / "predictor"
+        embedded = config.model.path == TINY_MODEL and config.model.adapters is None
+        return folder if embedded and config.engine.kind != "simulated" and folder.is_dir() else None
+    return None if path is None else Path(path).expanduser()
+
+
 def model_digest(folder: Path) -> str:
     """Identifies a checkpoint by its files: 16 hex digits.
 
@@ -72,6 +82,19 @@ def model_config_json(folder: Path) -> dict[str, Any]:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(str(file), f"cannot be read ({error})", "give a whole transformers checkpoint") from None
+
+
+def takes_images(folder: Path) -> bool:
+    """Whether a checkpoint has a vision side, going by its config.json; else it is a language model."""
+    return "vision_config" in model_config_json(folder)
+
+
+def hidden_width(folder: Path) -> int | None:
+    """Numbers in a hidden state of the checkpoint's language model; None where config.json does not say."""
+    data = model_config_json(folder)
+    text = data.get("text_config") or data.get("llm_config") or data
+    width = text.get("hidden_size") or data.get("hidden_size")
+    return None if width is None else int(width)
 
 
 def context_length(folder: Path, config: ModelConfig) -> int:

@@ -27,10 +27,11 @@ from m3agiqa.config import RunConfig
 from m3agiqa.corpus import Corpus, Shard, open_corpus
 from m3agiqa.corpus.files import absolute
 from m3agiqa.errors import UserError
+from m3agiqa.opinions import check_predictor, with_states
 from m3agiqa.progress import Board, Live
 from m3agiqa.records import RESERVED_COLUMNS
-from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts
-from m3agiqa.scoring import Scorer, decode_rows
+from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts, states_of
+from m3agiqa.scoring import Scorer, check_given, decode_rows
 
 # Loading a large model, or waiting for a GPU, counts as no progress; Ray's own limit is 30 minutes.
 _NO_PROGRESS_S = 6 * 3600.0
@@ -43,7 +44,7 @@ _FEW_ROWS = 1_000_000
 
 
 def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: bool = False) -> Manifest:
-    """Scores a corpus into `output_uri` and returns the manifest of the run.
+    """Scores a corpus into `output_uri` and returns the manifest of the run; with `capture.write` a training set.
 
     Rows that an earlier run of the same fingerprint has written there are kept and not scored again.
 
@@ -52,8 +53,13 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
     """
     # The corpus first: a mistyped path must not cost a download of weights.
     corpus = open_corpus(input_uri, **config.corpus.model_dump(), reserved=RESERVED_COLUMNS)
+    check_given(config, corpus.schema)
+    config = with_states(config)
+    check_predictor(config)
     parts = fingerprint_parts(config)
     manifest = Manifest(fingerprint(parts), parts, config.model_dump(mode="json"), absolute(input_uri))
+    if config.capture.write:
+        manifest.first_answer, manifest.states_of = config.capture.first_answer, states_of(config)
     for note in corpus.notes:
         print(f"note: {note}", file=sys.stderr)
     output = Output(output_uri)
@@ -63,7 +69,7 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
     started = time.monotonic()
     if _all_done(corpus, output, done_before):
         return _finish(output, manifest, started)
-    _connect(config, verbose)
+    connect(config.ray.address, _cpus(config), verbose=verbose)
     _check_resources(config)
     # Beside the driver: with another node it could be lost, and with it what the driver has to know.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -72,7 +78,7 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
     with Live(lambda: ray.get(board.snapshot.remote()), total) as live:
         _execute(config, corpus, output, manifest.fingerprint, board, verbose)
     ended = time.time()
-    manifest.engine = live.last["totals"]
+    manifest.engine = live.last["totals"] | {"engines": live.last["engines"]}
     scored = sum(live.last["statuses"].values())
     if scored and live.last["ready_at"] is not None:
         manifest.images_per_second = round(scored / (ended - live.last["ready_at"]), 3)
@@ -150,7 +156,7 @@ class _ScorerActor:
             raise
 
     async def __call__(self, rows: pa.Table) -> AsyncIterator[pa.Table]:
-        self._board.report.remote(self._name, {}, self._scorer.engine.stats())
+        self._board.report.remote(self._name, {}, self._scorer.stats())
         try:
             async with self._places:
                 scored = await self._scorer.score(rows)
@@ -164,7 +170,7 @@ class _ScorerActor:
             # an exception would end the run, or count good rows as errors.
             logging.getLogger(__name__).exception("the engine is lost; this actor ends and is started anew")
             os._exit(1)
-        self._board.report.remote(self._name, Counter(scored["status"].to_pylist()), self._scorer.engine.stats())
+        self._board.report.remote(self._name, Counter(scored["status"].to_pylist()), self._scorer.stats())
         yield scored
 
 
@@ -186,7 +192,7 @@ def _execute(
             scored.write_parquet(
                 output.scores,
                 filesystem=output.filesystem,
-                min_rows_per_file=config.ray.rows_per_file,
+                **_file_size(config),
                 ray_remote_args={"num_cpus": _IO_CPUS},
             )
         except Exception:
@@ -197,10 +203,10 @@ def _execute(
 
 
 def _dataset(config: RunConfig, corpus: Corpus, run_fingerprint: str, board: Any, verbose: bool) -> ray.data.Dataset:
-    limits, slice_rows = config.images, config.ray.batch_size
+    limits, slice_rows, text_only = config.images, config.ray.batch_size, config.corpus.text_only
 
     def decode(rows: pa.Table) -> Iterator[pa.Table]:
-        return decode_rows(rows, limits, slice_rows)
+        return decode_rows(rows, limits, slice_rows, text_only=text_only)
 
     return (
         ray.data.read_datasource(CorpusSource(corpus, board), num_cpus=_IO_CPUS)
@@ -217,6 +223,18 @@ def _dataset(config: RunConfig, corpus: Corpus, run_fingerprint: str, board: Any
             num_gpus=_gpus(config),
         )
     )
+
+
+def _file_size(config: RunConfig) -> dict[str, Any]:
+    """How much goes into a file: so many rows, or so many bytes where rows hold states.
+
+    Ray Data cuts blocks, which become row groups, at 128 to 192 MiB or after one row, and the block that fills
+    a file up goes into it whole: a file is bounded, whatever the model's width. At 600 tokens of 4,096 numbers
+    (an 8B model) a row has 4.7 MiB for each aspect, and a file 20 to 32 rows of all three or 55 to 95 of one.
+    """
+    if config.capture.write:
+        return {"min_bytes_per_file": config.capture.mib_per_file * 2**20}
+    return {"min_rows_per_file": config.ray.rows_per_file}
 
 
 def _pool(config: RunConfig) -> ray.data.ActorPoolStrategy:
@@ -261,20 +279,31 @@ def _gpus(config: RunConfig) -> float | None:
     return float(config.engine.tensor_parallel_size)
 
 
-def _connect(config: RunConfig, verbose: bool) -> None:
-    """Joins the cluster, or starts a local one that has room for the engine and for reading beside it."""
+def _cpus(config: RunConfig) -> int:
+    """CPUs of a cluster with room for the engines and for reading beside them."""
+    most = config.ray.actors[1] if isinstance(config.ray.actors, tuple) else config.ray.actors
+    return int(most * config.ray.num_cpus) + 3
+
+
+def connect(address: str | None, cpus: int, *, verbose: bool = False) -> None:
+    """Joins the cluster, or starts a local one that counts at least so many CPUs.
+
+    Args:
+        address: of the cluster, or `auto`; None: that of the Ray job this is, else a local one.
+
+    Raises:
+        UserError: if no cluster answers there.
+    """
     _quiet_libraries(verbose)
     if ray.is_initialized():
         return
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
-        most = config.ray.actors[1] if isinstance(config.ray.actors, tuple) else config.ray.actors
-        room = int(most * config.ray.num_cpus) + 3
         # "local", or a cluster that happens to run on this machine would be joined, and refuse num_cpus.
         address = "local"
-        options |= {"num_cpus": max(os.cpu_count() or 1, room), "include_dashboard": False}
+        options |= {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
     try:
         with contextlib.nullcontext() if verbose else _muted_stderr():
             ray.init(address=address, **options)

@@ -22,8 +22,9 @@ from m3agiqa.adapters import check_for_vllm, distinct, load_adapters, tower_adap
 from m3agiqa.config import RunConfig
 from m3agiqa.conversation import WORDINGS
 from m3agiqa.corpus.files import locate
+from m3agiqa.engine.simulated import SIMULATED_WIDTH
 from m3agiqa.errors import UserError
-from m3agiqa.models import model_digest, model_folder
+from m3agiqa.models import hidden_width, model_digest, model_folder, predictor_folder
 from m3agiqa.records import Status
 
 MANIFEST = "run.json"
@@ -35,7 +36,11 @@ def fingerprint_parts(config: RunConfig) -> dict[str, Any]:
     engine: dict[str, Any] = {"kind": config.engine.kind}
     model: dict[str, Any] = {}
     if config.engine.kind != "simulated":
-        engine |= {"version": _engine_version(config.engine.kind), "args": config.engine.vllm_args}
+        engine |= {
+            "version": _engine_version(config.engine.kind),
+            "args": config.engine.vllm_args,
+            "batch_invariant": config.engine.batch_invariant,
+        }
         model = config.model.model_dump(mode="json", exclude={"path", "revision", "adapters"})
         folder = model_folder(config.model)
         model["files"] = model_digest(folder)
@@ -44,14 +49,46 @@ def fingerprint_parts(config: RunConfig) -> dict[str, Any]:
         if config.engine.kind == "vllm":
             for adapter in distinct(adapters):
                 check_for_vllm(adapter, folder, tower=tower_adapters(config.engine.vllm_args))
-    wording = repr(WORDINGS[config.scoring.conversation]).encode()
-    return {
+    parts = {
         "model": model,
         "engine": engine,
         "scoring": config.scoring.model_dump(mode="json"),
-        "questions": hashlib.sha256(wording).hexdigest()[:16],
-        "images": config.images.model_dump(mode="json"),
+        "questions": _wording(config),
+        "images": "none" if config.corpus.text_only else config.images.model_dump(mode="json"),
     }
+    # Only where they are not the usual: what was scored before they existed keeps its fingerprint.
+    if config.capture.first_answer != "own":
+        parts["descriptions"] = {str(aspect): column for aspect, column in config.capture.descriptions.items()}
+    if config.capture.write:
+        parts["written"] = config.capture.kind
+    if (predictor := predictor_folder(config)) is not None:
+        parts["predictor"] = model_digest(predictor)
+    return parts
+
+
+def states_of(config: RunConfig) -> dict[str, str]:
+    """What decides the captured states: a predictor's scores mean something only for states of equal values.
+
+    Keys: `base` (digest of the checkpoint), `adapter.ASPECT` (digest, or `none`) for each judged aspect,
+    `conversation` (version and digest of the questions), `image` (`shown` or `none`) and `hidden` (width).
+    Not among them, as a predictor need not differ for it: precision, engine, image limits, the descriptions'
+    length and whose descriptions they are (`Manifest.first_answer`). Loads no model. The simulated engine,
+    which has none, has no adapters.
+    """
+    found = {
+        "conversation": f"{config.scoring.conversation} {_wording(config)}",
+        "image": "none" if config.corpus.text_only else "shown",
+    }
+    if config.engine.kind == "simulated":
+        return found | {"base": "simulated", "hidden": str(SIMULATED_WIDTH)}
+    folder = model_folder(config.model)
+    adapters = load_adapters(config.model.adapters, folder)
+    digests = {f"adapter.{a}": adapters[a].digest if a in adapters else "none" for a in config.scoring.aspects}
+    return found | {"base": model_digest(folder), "hidden": str(hidden_width(folder))} | digests
+
+
+def _wording(config: RunConfig) -> str:
+    return hashlib.sha256(repr(WORDINGS[config.scoring.conversation]).encode()).hexdigest()[:16]
 
 
 def fingerprint(parts: dict[str, Any]) -> str:
@@ -82,6 +119,8 @@ class Manifest:
         images_per_second: of that command, from the first engine's start to the last file's end.
         counts: rows in the output by status, those of earlier commands included.
         engine: counters of the engines: tokens, cache queries and hits.
+        states_of: of a training set, what decided its states; else empty.
+        first_answer: of a training set, whether its descriptions are the model's `own` or `given`.
     """
 
     fingerprint: str
@@ -95,6 +134,8 @@ class Manifest:
     images_per_second: float | None = None
     counts: dict[str, int] = field(default_factory=dict)
     engine: dict[str, float] = field(default_factory=dict)
+    states_of: dict[str, str] = field(default_factory=dict)
+    first_answer: str | None = None
 
 
 class Output:
@@ -241,7 +282,20 @@ def engine_line(totals: dict[str, float]) -> str | None:
     ]
     shown = f" ({', '.join(shares)})" if shares else ""
     preempted = f", {totals['preemptions']:,.0f} preemptions" if totals.get("preemptions") else ""
-    return f"{parts}{shown}, {totals.get('generated_tokens', 0):,.0f} generated{preempted}"
+    queue = ""
+    if totals.get("steps"):
+        running, waiting = (totals[f"{kind}_requests"] / totals["steps"] for kind in ("running", "waiting"))
+        queue = f"; per engine {running:.0f} requests at work and {waiting:.0f} queued on average"
+    return f"{parts}{shown}, {totals.get('generated_tokens', 0):,.0f} generated{preempted}{queue}"
+
+
+def predictor_line(manifest: Manifest) -> str | None:
+    """`3.2 s of work, 2.1 % of the time that the engine was up`, or None where there was no predictor."""
+    seconds, images = (manifest.engine.get(key, 0.0) for key in ("predictor_seconds", "images"))
+    if not seconds or not images or not manifest.images_per_second:
+        return None
+    up = manifest.engine.get("engines", 1.0) * images / manifest.images_per_second
+    return f"{seconds:.1f} s of work, {seconds / up:.1%} of the time that the engine was up"
 
 
 def status_line(counts: dict[str, int]) -> str:

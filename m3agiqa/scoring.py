@@ -3,9 +3,10 @@
 Knows nothing of Ray: `decode_rows` and `Scorer` work on Arrow tables wherever they run.
 """
 
+import difflib
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +17,9 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.config import ImageConfig, RunConfig
 from m3agiqa.corpus import fetch
 from m3agiqa.engine.base import Engine, Item, ItemFailed, ItemRejected, Outcome, create_engine
+from m3agiqa.errors import UserError
 from m3agiqa.images import DecodedImage, ImageRejected, decode
+from m3agiqa.opinions import Opinions
 from m3agiqa.records import ScoredRow, Status, scores_table
 
 # What decoding puts in place of the corpus's own internal columns.
@@ -36,8 +39,10 @@ _FETCH_THREADS = 16
 _FETCH_PAUSES_S = (0.5, 2.0)
 
 
-def decode_rows(rows: pa.Table, limits: ImageConfig, slice_rows: int = 16) -> Iterator[pa.Table]:
-    """Reads and decodes the images of some rows of a corpus.
+def decode_rows(
+    rows: pa.Table, limits: ImageConfig, slice_rows: int = 16, *, text_only: bool = False
+) -> Iterator[pa.Table]:
+    """Reads and decodes the images of some rows of a corpus; none of them where it is `text_only`.
 
     Yields tables of at most `slice_rows` rows, in order: the columns of the corpus that are not internal,
     and the pixels as internal ones. A row whose image cannot be read keeps its place, with the reason.
@@ -47,7 +52,7 @@ def decode_rows(rows: pa.Table, limits: ImageConfig, slice_rows: int = 16) -> It
     with ThreadPoolExecutor(_FETCH_THREADS) as pool:
         for start in range(0, rows.num_rows, slice_rows):
             part = sources[start : start + slice_rows]
-            decoded = [_decode_one(read, limits) for read in pool.map(_read, part)]
+            decoded = [{} for _ in part] if text_only else [_decode_one(read, limits) for read in pool.map(_read, part)]
             table = public.slice(start, slice_rows)
             for name, kind in _DECODED.items():
                 table = table.append_column(name, pa.array([row.get(name) for row in decoded], kind))
@@ -92,6 +97,29 @@ def _decode_one(read: bytes | tuple[Status, str], limits: ImageConfig) -> dict[s
     }
 
 
+def check_given(config: RunConfig, corpus: pa.Schema) -> None:
+    """Refuses columns of given descriptions that the corpus lacks, and a judged aspect without one.
+
+    Raises:
+        UserError: naming the nearest column that there is.
+    """
+    if config.capture.first_answer != "given":
+        return
+    for aspect in config.scoring.aspects:
+        if aspect not in config.capture.descriptions:
+            cure = f"add --description {aspect}=COLUMN, or leave the aspect out: --set scoring.aspects=..."
+            raise UserError("first_answer=given", f"no column is named for the descriptions of {aspect}", cure)
+    public = [field for field in corpus if not field.name.startswith("_")]
+    for aspect, column in config.capture.descriptions.items():
+        value, names = f"--description {aspect}={column}", [field.name for field in public]
+        if column not in names:
+            near = difflib.get_close_matches(column, names, n=1)
+            cure = f"did you mean {near[0]}?" if near else f"its columns are {', '.join(names)}"
+            raise UserError(value, "the input has no such column", cure)
+        if not pa.types.is_string(kind := corpus.field(column).type) and not pa.types.is_large_string(kind):
+            raise UserError(value, f"the column is of type {kind}, not text", "name a column of texts")
+
+
 class Scorer:
     """An engine and what its outcomes mean for rows.
 
@@ -104,8 +132,17 @@ class Scorer:
         self, config: RunConfig, fingerprint: str, engine: Callable[[RunConfig], Engine] = create_engine
     ) -> None:
         self._aspects = config.scoring.aspects
+        given = config.capture.first_answer == "given"
+        self._given = {a: config.capture.descriptions[a] for a in self._aspects} if given else {}
+        self._states = self._aspects if config.capture.write else ()
         self._fingerprint = fingerprint
+        # First: what it refuses costs no start of an engine.
+        self._opinions = Opinions(config)
         self.engine = engine(config)
+
+    def stats(self) -> dict[str, float]:
+        """Counters of the engine and the predictor since the start."""
+        return self.engine.stats() | self._opinions.stats()
 
     async def score(self, rows: pa.Table) -> pa.Table:
         """Scores rows that `decode_rows` made: one row out for each row in, in order, in the scores schema.
@@ -115,16 +152,32 @@ class Scorer:
         """
         decoded = rows.select(list(_DECODED)).to_pylist()
         prompts = rows["prompt"].to_pylist()
-        items = {i: self._item(row, prompts[i]) for i, row in enumerate(decoded) if row["_status"] is None}
-        askable = {i: item for i, item in items.items() if item.aspects}
-        outcomes = dict(zip(askable, await self.engine.assess(list(askable.values())), strict=True))
+        given = self._descriptions(rows)
+        items = {i: self._item(row, prompts[i], given[i]) for i, row in enumerate(decoded) if row["_status"] is None}
+        outcomes: dict[int, Outcome] = {i: no for i, item in items.items() if (no := self._refusal(item)) is not None}
+        askable = {i: item for i, item in items.items() if item.aspects and i not in outcomes}
+        outcomes |= dict(zip(askable, await self.engine.assess(list(askable.values())), strict=True))
         scored = [self._row(row, items.get(i), outcomes.get(i)) for i, row in enumerate(decoded)]
-        return scores_table(rows, scored, self._fingerprint)
+        opinions = await self._opinions.of([row.assessments for row in scored])
+        for row, opinion in zip(scored, opinions, strict=True):
+            row.opinions = opinion
+        return scores_table(rows, scored, self._fingerprint, self._states)
 
-    def _item(self, row: dict[str, Any], prompt: str | None) -> Item:
-        pixels = np.frombuffer(row["_pixels"], np.uint8).reshape(row["_rows"], row["_columns"], 3)
+    def _item(self, row: dict[str, Any], prompt: str | None, descriptions: Mapping[Aspect, str]) -> Item:
+        data = row["_pixels"]
+        pixels = None if data is None else np.frombuffer(data, np.uint8).reshape(row["_rows"], row["_columns"], 3)
         aspects = tuple(a for a in self._aspects if prompt is not None or not a.needs_prompt)
-        return Item(pixels, prompt, aspects)
+        return Item(pixels, prompt, aspects, descriptions)
+
+    def _descriptions(self, rows: pa.Table) -> list[dict[Aspect, str]]:
+        """For each row the given first answers that are there."""
+        columns = {aspect: rows[column].to_pylist() for aspect, column in self._given.items()}
+        return [{a: c[i] for a, c in columns.items() if (c[i] or "").strip()} for i in range(rows.num_rows)]
+
+    def _refusal(self, item: Item) -> ItemRejected | None:
+        lacking = [a for a in item.aspects if a in self._given and a not in item.descriptions]
+        missing = [f"{aspect} (column {self._given[aspect]!r})" for aspect in lacking]
+        return ItemRejected(f"no given description of {', '.join(missing)}") if missing else None
 
     def _row(self, row: dict[str, Any], item: Item | None, outcome: Outcome | None) -> ScoredRow:
         scored = ScoredRow(width=row["_width"], height=row["_height"], image_sha256=row["_sha256"])
@@ -142,8 +195,9 @@ class Scorer:
         return scored
 
     def _notes(self, item: Item, outcome: Any) -> str | None:
-        """What an ok row lacks, and why."""
+        """What an ok row lacks, or what was done to be able to judge it."""
         notes = [f"{a}: not judged, the row has no prompt" for a in self._aspects if a not in item.aspects]
+        notes += sorted({found.note for found in outcome.values() if found.note})
         for aspect, found in outcome.items():
             if found.rating is None:
                 notes.append(f"{Aspect(aspect)}: no rating word in the answer {found.rating_answer[:60]!r}")

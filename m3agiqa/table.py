@@ -11,7 +11,7 @@ from m3agiqa.records import Status
 _COLOURS = {"bad": "red", "poor": "dark_orange", "fair": "yellow", "good": "green", "excellent": "bright_green"}
 _PROMPT_CHARS = 46
 COLUMNS = ["id", "image", "prompt", "status", "error"] + [
-    f"{aspect}_{suffix}" for aspect in Aspect for suffix in ("rating", "rating_score", "mos")
+    f"{aspect}_{suffix}" for aspect in Aspect for suffix in ("rating", "rating_score", "mos", "mos_low", "mos_high")
 ]
 """The columns of a scores file that the table needs."""
 
@@ -19,8 +19,8 @@ COLUMNS = ["id", "image", "prompt", "status", "error"] + [
 def print_scores(rows: pa.Table, console: Console, limit: int = 50) -> None:
     """Prints up to `limit` rows: image, prompt, and for each aspect the rating and its score (0 to 5).
 
-    The score is the predictor's mean opinion score where there is one, else the expected value of the
-    rating words. A dash stands for what could not be judged.
+    The score is the predictor's mean opinion score with its interval where there is one, else the expected
+    value of the rating words. A dash stands for what could not be judged.
     """
     aspects = [a for a in Aspect if rows[f"{a}_rating_score"].null_count < rows.num_rows]
     table = Table(box=None, pad_edge=False, header_style="bold", row_styles=("", "dim"))
@@ -49,4 +49,6 @@ def _cell(row: dict[str, object], aspect: Aspect) -> Text:
     value = mos if mos is not None else score
     if value is None:
         return Text("-")
-    return Text(f"{value:.2f} {rating or '?'}", style=_COLOURS.get(str(rating), ""))
+    low, high = row[f"{aspect}_mos_low"], row[f"{aspect}_mos_high"]
+    interval = "" if low is None else f" [{low:.1f}, {high:.1f}]"
+    return Text(f"{value:.2f}{interval} {rating or '?'}", style=_COLOURS.get(str(rating), ""))
