@@ -18,14 +18,14 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 ANSWERS := import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=3); print("--extra-index-url", sys.argv[1])
 PIP = $(BIN)/python -m pip install -q $$($(PYTHON) -c '$(ANSWERS)' $(TORCH_CPU_INDEX) 2>/dev/null)
 
-.PHONY: demo test check tiny-model bench lock clean help
+.PHONY: demo test check tiny-model tiny-predictor bench lock clean help
 
 help:
 	@echo "make demo         score real pictures with the embedded model (ENGINE=vllm or transformers)"
 	@echo "make test         set up and run all tests"
 	@echo "make check        ruff, mypy and the layering test"
 	@echo "make bench        compare ways to score one corpus (BENCH=\"--model wide\")"
-	@echo "make tiny-model   train the embedded demonstration model again"
+	@echo "make tiny-model   train the embedded demonstration model again, and its predictor (make tiny-predictor)"
 
 ifeq ($(filter $(ENGINE),vllm transformers),)
 $(error ENGINE=$(ENGINE) is no engine of the demo; use ENGINE=vllm or ENGINE=transformers)
@@ -48,6 +48,17 @@ check: $(VENV)/.vllm
 
 tiny-model: $(VENV)/.vllm
 	$(BIN)/python -m m3agiqa.tiny --out m3agiqa/tiny/model
+	$(MAKE) tiny-predictor
+
+# As a user would do it: a corpus with scores, its captured states, a predictor trained on them.
+LABELS := $(foreach aspect,quality correspondence authenticity,--label $(aspect)=true_$(aspect))
+tiny-predictor: $(VENV)/.vllm
+	rm -rf build/opinions build/captured build/predictor build/predictor.training
+	$(BIN)/python -m m3agiqa.tiny.opinions --out build/opinions
+	$(BIN)/m3agiqa capture --input build/opinions/manifest.csv --output build/captured --config configs/tiny.yaml
+	$(BIN)/m3agiqa train-predictor --input build/captured --out build/predictor $(LABELS) \
+		--set head.width=64 head.blocks=2 head.hidden=32 optim.epochs=12 optim.learning_rate=0.002
+	rm -rf m3agiqa/tiny/predictor && cp -r build/predictor m3agiqa/tiny/predictor
 
 $(VENV)/.created:
 	@echo "creating $(VENV)"

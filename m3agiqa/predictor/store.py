@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from m3agiqa.adapters.files import listed
 from m3agiqa.aspects import SCALE_MAX, SCALE_MIN
@@ -195,7 +195,8 @@ class Predictor:
             work = Path(temporary) / "predictor"
             work.mkdir()
             weights = {name: value.cpu().contiguous() for name, value in self.head.state_dict().items()}
-            save_file(weights, work / WEIGHTS)
+            # safetensors itself would make a file that nobody else may read.
+            (work / WEIGHTS).write_bytes(save(weights))
             (work / SHEET).write_text(sheet.model_dump_json(indent=1) + "\n", encoding="utf-8")
             work.replace(target)
         return target

@@ -1,0 +1,151 @@
+"""Which conversations are trained on, which choose the best epoch, and which calibrate the intervals.
+
+All aspects of an image are in one part. By default all images of a prompt are, too: a predictor that has seen
+a validation prompt in training looks better than it is.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from m3agiqa.errors import UserError
+from m3agiqa.predictor.captured import Conversations, Ints
+from m3agiqa.train_config import TrainConfig
+
+_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Conversations of each part, by their places; none is in two.
+
+    Attributes:
+        calibration: empty where no intervals are wanted.
+        notes: what a reader of the results should know, in words.
+    """
+
+    train: Ints
+    validation: Ints
+    calibration: Ints
+    notes: tuple[str, ...]
+
+    def counts(self, conversations: Conversations, names: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Part -> images, and conversations by the name of their output."""
+        found = {}
+        for part, keys in (("train", self.train), ("validation", self.validation), ("calibration", self.calibration)):
+            by_output = np.bincount(conversations.output[keys], minlength=len(names)).tolist()
+            images = len(np.unique(conversations.image[keys]))
+            found[part] = {"images": images, **dict(zip(names, by_output, strict=True))}
+        return found
+
+
+def split(conversations: Conversations, config: TrainConfig, names: Sequence[str], training_sets: int) -> Parts:
+    """Splits as `config.data` and `config.calibration` say; decided by the seed and the ids alone.
+
+    Args:
+        names: of the outputs.
+        training_sets: the first so many captured sets are for training, the others for validation only.
+
+    Raises:
+        UserError: for a part that comes out empty or too small for its use, and unknown values of `split`.
+    """
+    rng = np.random.default_rng(config.optim.seed)
+    part_of = _given(conversations, config, training_sets)
+    groups = _groups(conversations, by_prompt=config.data.split_by != "id")
+    images = [i for i, part in enumerate(part_of) if part == "train"]
+    if "val" not in part_of:
+        for i in _hold_out(images, groups, config.data.validation_share, rng):
+            part_of[i] = "val"
+    images = [i for i in images if part_of[i] == "train"]
+    if config.calibration.share:
+        for i in _hold_out(images, groups, config.calibration.share, rng):
+            part_of[i] = "calibration"
+    of_conversation = np.array(part_of)[conversations.image]
+    train, validation, calibration = (np.flatnonzero(of_conversation == p) for p in ("train", "val", "calibration"))
+    parts = Parts(train, validation, calibration, _notes(conversations, part_of))
+    _check(conversations, parts, config, names)
+    return parts
+
+
+def labels_needed(level: float) -> int:
+    """The fewest held-out labels that give an interval at a level (see `calibrate`)."""
+    exact = Fraction(str(level))
+    return math.ceil(exact / (1 - exact))
+
+
+def _given(conversations: Conversations, config: TrainConfig, training_sets: int) -> list[str]:
+    """The part of each image before anything is held out."""
+    part_of = ["train" if origin < training_sets else "val" for origin in conversations.origin]
+    if config.data.split_by != "split":
+        return part_of
+    unknown = Counter(str(one) for one in conversations.splits if one not in _NAMES)
+    if unknown:
+        value, count = unknown.most_common(1)[0]
+        rule = f"{count} images have the value {value} in the column split"
+        raise UserError("data.split_by=split", rule, "write train, val or test there, or split by prompt")
+    named = [_NAMES[str(one)] for one in conversations.splits]
+    if len(conversations.sets) > training_sets:
+        # A validation set of its own is validation whatever its column says, but for what is kept for tests.
+        return [
+            "test" if name == "test" else ("train" if name == "train" and part == "train" else "val")
+            for name, part in zip(named, part_of, strict=True)
+        ]
+    if "val" not in named:
+        raise UserError("data.split_by=split", "no image is of the part val", "mark some, or split by prompt")
+    return named
+
+
+def _groups(conversations: Conversations, *, by_prompt: bool) -> list[str]:
+    """What each image is kept together with; an image without a prompt is alone."""
+    pairs = zip(conversations.prompts, conversations.ids, strict=True)
+    return [f"prompt {prompt}" if by_prompt and prompt is not None else f"id {one}" for prompt, one in pairs]
+
+
+def _hold_out(images: Sequence[int], groups: Sequence[str], share: float, rng: np.random.Generator) -> list[int]:
+    """Whole groups at random until they hold the share of the images."""
+    members: dict[str, list[int]] = {}
+    for i in images:
+        members.setdefault(groups[i], []).append(i)
+    names = sorted(members)
+    held: list[int] = []
+    for place in rng.permutation(len(names)).tolist():
+        if len(held) >= share * len(images):
+            break
+        held += members[names[place]]
+    return held
+
+
+def _notes(conversations: Conversations, part_of: Sequence[str]) -> tuple[str, ...]:
+    prompts: dict[str, set[str]] = {part: set() for part in ("train", "val", "calibration", "test")}
+    for part, prompt in zip(part_of, conversations.prompts, strict=True):
+        if prompt is not None:
+            prompts[part].add(prompt)
+    notes = []
+    if shared := len(prompts["val"] & prompts["train"]):
+        notes.append(f"{shared} of {len(prompts['val'])} validation prompts are also trained on: scores flatter")
+    if tests := sum(part == "test" for part in part_of):
+        notes.append(f"{tests} test images are not touched")
+    return tuple(notes)
+
+
+def _check(conversations: Conversations, parts: Parts, config: TrainConfig, names: Sequence[str]) -> None:
+    wide = "give more images, or other shares; data.split_by=id splits within a prompt"
+    for i, name in enumerate(names):
+        for part, keys in (("training", parts.train), ("validation", parts.validation)):
+            labels = conversations.label[keys][conversations.output[keys] == i]
+            if not len(labels):
+                raise UserError(f"the {part} part", f"holds no labels of {name}", wide)
+            if labels.min() == labels.max():
+                raise UserError(f"the {part} part", f"its {len(labels)} labels of {name} are all {labels[0]:g}", wide)
+        level, held = config.calibration.level, int((conversations.output[parts.calibration] == i).sum())
+        if config.calibration.share and held < labels_needed(level):
+            raise UserError(
+                f"calibration.share={config.calibration.share:g}",
+                f"{held} held-out labels of {name} are too few for intervals at level {level:g}, "
+                f"which need {labels_needed(level)}",
+                "raise it, lower calibration.level, or set calibration.share=0 for no intervals",
+            )

@@ -1,0 +1,304 @@
+"""One training of a predictor as it lies on disk, and what is said of it. Knows nothing of Ray.
+
+OUT/                          the predictor, once it is done: predictor.safetensors and predictor.json
+OUT.training/training.json    what is trained and on what, and each epoch's numbers, as they come
+OUT.training/tensorboard/     the same numbers for TensorBoard
+OUT.training/last/            the last epoch's weights, the optimizer's and the best, in safetensors
+OUT.training/ray/             checkpoints to go on from; gone once it is done
+
+Beside OUT and not in it, so that a predictor is what it is, wherever and however often it was trained.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from m3agiqa import __version__
+from m3agiqa.corpus.files import is_local, join, locate
+from m3agiqa.errors import UserError
+from m3agiqa.predictor.store import SHEET, Predictor
+from m3agiqa.predictor.trainer import PROGRESS, EpochRecord, epochs_saved
+from m3agiqa.progress import duration
+from m3agiqa.runs import differences
+from m3agiqa.tracking import open_trackers
+from m3agiqa.train_config import TrainConfig
+
+SHEET_OF_TRAINING = "training.json"
+_POLL_S = 0.3
+# Looks for a checkpoint that is whole and stays long enough to be copied.
+_TRIES = 10
+
+
+@dataclass
+class TrainingRun:
+    """The folders of one training.
+
+    Attributes:
+        out: where the predictor goes. parts: everything that decides the weights, by name.
+        counts: images and labels of each part. inputs: the captured sets.
+        notes: what a reader of the results should know.
+    """
+
+    out: Path
+    parts: dict[str, Any]
+    counts: dict[str, dict[str, int]]
+    inputs: Sequence[str]
+    notes: Sequence[str]
+
+    @property
+    def folder(self) -> Path:
+        """What belongs to the training and not to the predictor."""
+        return self.out.with_name(f"{self.out.name}.training")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go unless another place is asked for."""
+        return self.folder / "ray"
+
+    def storage(self, elsewhere: str | None) -> str:
+        """The folder or URI of this very training's checkpoints, here or in a place that many share."""
+        return join(elsewhere or str(self.checkpoints), self.fingerprint)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that are equal where the same command gives the same weights."""
+        text = json.dumps(self.parts, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def prepare(self) -> dict[str, Any] | None:
+        """Makes the folders this training's, or checks that they already are.
+
+        Returns:
+            What training.json holds, if the predictor is there already.
+
+        Raises:
+            UserError: if there is something else; nothing is changed then.
+        """
+        earlier = self.read()
+        mine = earlier is not None and earlier.get("fingerprint") == self.fingerprint
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            if mine and earlier is not None and self._is_done():
+                return earlier
+            raise UserError(f"--out {self.out}", "is there already, and not of this training", "give a new folder")
+        if earlier is not None and not mine and earlier.get("epochs"):
+            changed = ", ".join(differences(earlier.get("parts", {}), self.parts)) or "the version"
+            raise UserError(
+                f"--out {self.out}",
+                f"{self.folder} holds a training that differs ({changed})",
+                "give the command that began it, another --out, or remove that folder",
+            )
+        try:
+            if not mine and self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.out}", f"cannot be written ({error})", "give a folder you own") from None
+        if not mine:
+            self.write([])
+        return None
+
+    def write(self, history: Sequence[EpochRecord], **more: Any) -> dict[str, Any]:
+        """Writes training.json whole, and returns what it holds."""
+        content = {
+            "fingerprint": self.fingerprint,
+            "m3agiqa": __version__,
+            "parts": self.parts,
+            "inputs": list(self.inputs),
+            "counts": self.counts,
+            "notes": list(self.notes),
+            **more,
+            "epochs": list(history),
+        }
+        new = self.folder / f"{SHEET_OF_TRAINING}.new"
+        new.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.replace(self.folder / SHEET_OF_TRAINING)
+        return content
+
+    def finish(self, predictor: Predictor, last: Path, history: Sequence[EpochRecord], **more: Any) -> dict[str, Any]:
+        """Writes the predictor and all that goes beside it.
+
+        Args:
+            last: the folder of the last checkpoint. more: what else training.json is to hold.
+        """
+        kept = self.folder / "last"
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(last, kept, ignore=shutil.ignore_patterns(".*"))
+        content = self.write(history, **more)
+        predictor.save(self.out)
+        return content
+
+    def read(self) -> dict[str, Any] | None:
+        """What training.json holds, or None where there is none."""
+        file = self.folder / SHEET_OF_TRAINING
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise UserError(str(self.folder), "is no training of m3agiqa", "give another --out") from None
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(str(file), f"cannot be read ({error})", "remove that folder, or mend it") from None
+
+    def begun(self, elsewhere: str | None) -> tuple[pafs.FileSystem, str] | None:
+        """A copy of the checkpoint with most epochs of all earlier commands: its file system and path.
+
+        Ray Train's own list of them is written in place, so that a driver that is killed may leave it empty.
+        A copy, as the workers of that driver may live, and remove old checkpoints, for seconds after it.
+
+        Raises:
+            UserError: if none stays long enough to be copied.
+        """
+        store, path = locate(self.storage(elsewhere))
+        for _ in range(_TRIES):
+            with contextlib.suppress(OSError):
+                epochs, last = max(((n, folder) for folder, n in _checkpoints(store, path).items()), default=(0, ""))
+                if not epochs:
+                    return None
+                copy = f"{path}/begun/{epochs}-{time.time_ns()}"
+                store.create_dir(copy, recursive=True)
+                pafs.copy_files(last, copy, source_filesystem=store, destination_filesystem=store)
+                if _checkpoints(store, copy).get(copy) == epochs:
+                    return store, copy
+            time.sleep(_POLL_S)
+        raise UserError(str(self.out), "its checkpoints change while they are read", "end the other training of it")
+
+    def forget_checkpoints(self, elsewhere: str | None) -> None:
+        """Removes this training's checkpoints."""
+        store, path = locate(self.storage(elsewhere))
+        if store.get_file_info(path).type == pafs.FileType.Directory:
+            store.delete_dir(path)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _is_done(self) -> bool:
+        try:
+            provenance = json.loads((self.out / SHEET).read_text(encoding="utf-8"))["provenance"]
+            return bool(provenance["training"] == self.fingerprint)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+class Teller:
+    """Tells of every epoch once, as it is done: a line, training.json and the trackers. A context manager.
+
+    Args:
+        history: gives the epochs that are done, those of earlier commands included.
+        say: takes the lines.
+
+    Raises:
+        UserError: if a tracker's package is not installed.
+    """
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        config: TrainConfig,
+        history: Callable[[], list[EpochRecord]],
+        say: Callable[[str], None],
+    ) -> None:
+        self._run, self._epochs, self._history, self._say = run, config.optim.epochs, history, say
+        values, track = config.model_dump(mode="json"), config.track
+        self._trackers = open_trackers(run.folder / "tensorboard", track.to, track.project, run.out.name, values)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="epochs", daemon=True)
+
+    def __enter__(self) -> "Teller":
+        earlier = (self._run.read() or {}).get("epochs", [])
+        if earlier:
+            self._say(f"going on after epoch {len(earlier)}")
+        self._told = len(earlier)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _watch(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._stop.wait(_POLL_S)
+            history = self._history()
+            new = history[self._told :]
+            for record in new:
+                self._say(epoch_line(record, self._epochs))
+                for tracker in self._trackers:
+                    tracker.log(record["epoch"], numbers_of(record))
+            if new:
+                self._told = len(history)
+                self._run.write(history)
+
+
+def _checkpoints(store: pafs.FileSystem, path: str) -> dict[str, int]:
+    """Folders at or under a path that hold a whole checkpoint, with its number of epochs."""
+    folders: dict[str, dict[str, int]] = {}
+    for info in store.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True)):
+        if info.type == pafs.FileType.File:
+            folders.setdefault(info.path.rpartition("/")[0], {})[info.base_name] = info.size
+    found: dict[str, int] = {}
+    for folder, sizes in folders.items():
+        with contextlib.suppress(OSError):
+            if PROGRESS in sizes:
+                with store.open_input_stream(f"{folder}/{PROGRESS}") as stream:
+                    found[folder] = epochs_saved(stream.read(), sizes)
+    return {folder: epochs for folder, epochs in found.items() if epochs}
+
+
+def out_folder(out: str) -> Path:
+    """The folder of the predictor.
+
+    Raises:
+        UserError: for a URI.
+    """
+    if not is_local(out):
+        raise UserError(f"--out {out}", "is no local folder", "give one; ray.storage may be a URI for the checkpoints")
+    return Path(out).expanduser().absolute()
+
+
+def epoch_line(record: EpochRecord, epochs: int) -> str:
+    """`epoch  3/30  loss 0.143  quality SRCC 0.912 PLCC 0.920 RMSE 0.31  4.2s  best`."""
+    width = len(str(epochs))
+    parts = [f"epoch {record['epoch']:>{width}}/{epochs}", f"loss {record['loss']:.4f}", validation_line(record)]
+    return "  ".join([*parts, f"{record['seconds']:.1f}s", *(["best"] if record["best"] else [])])
+
+
+def validation_line(record: EpochRecord) -> str:
+    """`quality SRCC 0.912 PLCC 0.920 RMSE 0.31`, of each output."""
+    parts = []
+    for name, one in record["validation"].items():
+        srcc, plcc = ("--" if value is None else f"{value:.3f}" for value in (one["srcc"], one["plcc"]))
+        parts.append(f"{name} SRCC {srcc} PLCC {plcc} RMSE {one['rmse']:.2f}")
+    return "  ".join(parts)
+
+
+def summary(done: Mapping[str, Any], out: str) -> list[str]:
+    """What to say at the end, from what training.json holds."""
+    best = next(record for record in done["epochs"] if record["epoch"] == done["best_epoch"])
+    lines = [f"best epoch {best['epoch']} of {len(done['epochs'])}, on validation: {validation_line(best)}"]
+    for name, one in done["calibration"].items():
+        samples = f"from {one['samples']} held-out labels"
+        lines.append(f"{name} interval at level {one['level']:g}: +/- {one['half_width']:.2f} ({samples})")
+    if not done["calibration"]:
+        lines.append("no intervals (calibration.share=0)")
+    return [*lines, f"predictor: {out} ({duration(done['seconds'])}; logs in {out.rstrip('/')}.training)"]
+
+
+def numbers_of(record: EpochRecord) -> dict[str, float]:
+    """The numbers of one epoch by the names under which they are tracked."""
+    found = {"loss": record["loss"], "learning_rate": record["learning_rate"], "seconds": record["seconds"]}
+    for name, one in record["validation"].items():
+        found |= {f"{name}/rmse": one["rmse"], f"{name}/mae": one["mae"]}
+        for key, value in (("srcc", one["srcc"]), ("plcc", one["plcc"])):
+            if value is not None:
+                found[f"{name}/{key}"] = value
+    return found

@@ -1,0 +1,127 @@
+"""The predictor in a run: its scores in the rows, and predictors that are for something else."""
+
+import asyncio
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from m3agiqa.aspects import Aspect
+from m3agiqa.config import load_config
+from m3agiqa.errors import UserError
+from m3agiqa.models import model_digest, predictor_folder
+from m3agiqa.opinions import Opinions, check_predictor, with_states
+from m3agiqa.pipeline import run_scoring
+from m3agiqa.predictor import load
+from m3agiqa.records import states_from_bytes
+from m3agiqa.runs import Output, fingerprint_parts
+
+TINY = ("model.path=tiny", "model.dtype=float32", "engine.kind=transformers", "scoring.max_description_tokens=64")
+
+
+def config_for(*more):
+    return load_config(None, [*TINY, *more])
+
+
+@pytest.fixture
+def embedded(tmp_path):
+    """A copy of the embedded predictor, and a way to change its sheet."""
+    folder = tmp_path / "predictor"
+    shutil.copytree(predictor_folder(config_for()), folder)
+
+    def change(edit=lambda sheet: None):
+        file = folder / "predictor.json"
+        sheet = json.loads(file.read_text())
+        edit(sheet)
+        file.write_text(json.dumps(sheet))
+        return f"predictor.path={folder}"
+
+    return change
+
+
+@pytest.mark.slow
+def test_rows_have_the_predictors_scores_and_intervals(demo_corpus, local_ray, tmp_path):
+    config = config_for("capture.kind=states", "capture.write=true")
+    done = run_scoring(config, f"{demo_corpus}/manifest.csv", str(tmp_path / "out"))
+    assert set(done.counts) == {"ok"}
+    assert done.engine["predictor_seconds"] > 0
+    predictor = load(predictor_folder(config))
+    for row in Output(str(tmp_path / "out")).rows().to_pylist():
+        for column, aspect in enumerate(predictor.outputs):
+            if row[f"{aspect}_states"] is None:
+                assert row[f"{aspect}_mos"] is None
+                continue
+            states = states_from_bytes(row[f"{aspect}_states"], row[f"{aspect}_tokens"])
+            mos = predictor.predict_all([states])
+            low, high = (float(end[0, column]) for end in predictor.intervals(mos))
+            # What is written is rounded to bfloat16, what was predicted from is not.
+            assert row[f"{aspect}_mos"] == pytest.approx(float(mos[0, column]), abs=0.05)
+            assert row[f"{aspect}_mos_low"] == pytest.approx(low, abs=0.05)
+            assert row[f"{aspect}_mos_high"] == pytest.approx(high, abs=0.05)
+            assert 0 <= row[f"{aspect}_mos_low"] <= row[f"{aspect}_mos"] <= row[f"{aspect}_mos_high"] <= 5
+
+
+def test_a_run_with_a_predictor_captures_states_and_one_without_does_not():
+    assert with_states(config_for()).capture.kind == "states"
+    assert with_states(config_for("predictor.path=null")).capture.kind == "none"
+    with pytest.raises(UserError, match=r"capture\.kind=top_k.*a predictor reads states"):
+        with_states(config_for("capture.kind=top_k"))
+
+
+def test_the_predictor_is_part_of_the_fingerprint():
+    parts = fingerprint_parts(config_for())
+    assert parts["predictor"] == model_digest(predictor_folder(config_for()))
+    assert "predictor" not in fingerprint_parts(config_for("predictor.path=null"))
+
+
+def test_a_predictor_of_another_model_is_refused(embedded):
+    path = embedded(lambda sheet: sheet["states_of"].update(base="0123456789abcdef"))
+    with pytest.raises(UserError, match=r"trained on states of another model.*base is '.*' and was '0123456789abcdef'"):
+        check_predictor(config_for(path))
+
+
+def test_what_was_judged_beside_does_not_matter(embedded):
+    check_predictor(config_for(embedded(), "scoring.aspects=quality"))
+
+
+def test_a_predictor_of_other_aspects_is_refused(embedded):
+    def rename(sheet):
+        sheet["head"]["outputs"], sheet["calibration"] = ["a", "b", "c"], {}
+        sheet["affine"] = dict(zip("abc", sheet["affine"].values(), strict=True))
+
+    path = embedded(rename)
+    with pytest.raises(UserError, match=r"is for a, b, c, but the run judges quality, correspondence, authenticity"):
+        check_predictor(config_for(path))
+
+
+def test_a_predictor_of_logits_is_refused(embedded):
+    path = embedded(lambda sheet: sheet["head"].update(takes="logits"))
+    with pytest.raises(UserError, match=r"takes logits, not states.*--lm-head"):
+        check_predictor(config_for(path))
+
+
+def test_scores_of_another_scale_become_0_to_5(embedded):
+    import torch
+
+    from m3agiqa.records import Assessment, Captured
+
+    width = load(predictor_folder(config_for())).head.config.input_width
+    states = torch.from_numpy(np.random.default_rng(0).normal(size=(30, width)).astype(np.float32))
+    judged = {Aspect.QUALITY: Assessment("", None, "", None, 30, 0, "stop", Captured(states))}
+
+    def mos(path):
+        return asyncio.run(Opinions(config_for(path)).of([judged]))[0][Aspect.QUALITY].mos
+
+    usual = mos("predictor.path=auto")
+    assert 0 < usual < 5
+    assert mos(embedded(lambda sheet: sheet.update(scale=[-5.0, 15.0]))) == pytest.approx((usual + 5) / 4, abs=1e-5)
+
+
+def test_a_missing_predictor_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"holds no predictor\.json"):
+        check_predictor(config_for(f"predictor.path={tmp_path}"))
+
+
+def test_a_row_without_states_has_no_score():
+    assert asyncio.run(Opinions(config_for()).of([{}])) == [{}]
