@@ -7,7 +7,16 @@ import pytest
 
 from m3agiqa.config import load_config
 from m3agiqa.errors import UserError
-from m3agiqa.runs import Manifest, Output, differences, engine_line, fingerprint, fingerprint_parts, status_line
+from m3agiqa.runs import (
+    Manifest,
+    Output,
+    differences,
+    engine_line,
+    fingerprint,
+    fingerprint_parts,
+    predictor_line,
+    status_line,
+)
 from m3agiqa.tiny.architecture import write_random_model
 
 
@@ -138,3 +147,16 @@ def test_the_engine_is_summed_up_in_a_line():
 
 def test_differences_name_what_changed():
     assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 9}, "e": 3}) == ["a.c", "d", "e"]
+
+
+def test_the_engines_queue_is_reported():
+    line = engine_line({"prompt_tokens": 10.0, "steps": 4.0, "running_requests": 40.0, "waiting_requests": 8.0})
+    assert line == "10 prompt tokens, 0 generated; per engine 10 requests at work and 2 queued on average"
+
+
+def test_the_predictors_share_of_the_run_is_reported():
+    engine = {"predictor_seconds": 3.0, "images": 100.0, "engines": 2.0}
+    manifest = Manifest("f", {}, {}, "in", engine=engine, images_per_second=1.0)
+    # Two engines were up for 100 s each.
+    assert predictor_line(manifest) == "3.0 s of work, 1.5% of the time that the engine was up"
+    assert predictor_line(Manifest("f", {}, {}, "in", engine={"images": 100.0}, images_per_second=1.0)) is None
