@@ -230,13 +230,14 @@ class Teller:
             ended = self._stop.wait(_POLL_S)
             history = self._history()
             new = history[self._told :]
+            if new:
+                # First, so that a command that goes on knows of all that was said.
+                self._told = len(history)
+                self._run.write(history)
             for record in new:
                 self._say(epoch_line(record, self._epochs))
                 for tracker in self._trackers:
                     tracker.log(record["epoch"], numbers_of(record))
-            if new:
-                self._told = len(history)
-                self._run.write(history)
 
 
 def _checkpoints(store: pafs.FileSystem, path: str) -> dict[str, int]:

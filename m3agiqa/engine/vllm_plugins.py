@@ -8,12 +8,14 @@ registered classes do what vLLM's own do.
 import multiprocessing
 import os
 import signal
+import threading
 from importlib.metadata import entry_points
-from threading import Thread
 
 from m3agiqa.errors import UserError
 
 _MODULE = "m3agiqa.engine.vllm_models"
+_ENGINE_PROCESSES = ("EngineCore", "VllmWorker")
+_WATCH = "m3agiqa-parent"
 
 MODELS = {
     "Idefics3ForConditionalGeneration": f"{_MODULE}:Idefics3WithStates",
@@ -47,15 +49,16 @@ def _end_with_parent() -> None:
     memory), go on with what it had asked for, and keep its GPU's memory for ever.
     """
     parent = multiprocessing.parent_process()
-    if parent is None or getattr(_end_with_parent, "begun", False):
+    # Ours may have a parent too, which may have its reasons to go first.
+    if parent is None or not multiprocessing.current_process().name.startswith(_ENGINE_PROCESSES):
         return
-    _end_with_parent.begun = True  # type: ignore[attr-defined]
 
     def wait() -> None:
         parent.join()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    Thread(target=wait, name="m3agiqa-parent", daemon=True).start()
+    if not any(thread.name == _WATCH for thread in threading.enumerate()):
+        threading.Thread(target=wait, name=_WATCH, daemon=True).start()
 
 
 def check_vllm() -> None:
