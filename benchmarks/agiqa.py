@@ -26,6 +26,7 @@ import argparse
 import csv
 import json
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -44,7 +45,7 @@ from m3agiqa.train_config import TrainConfig
 FOLDS = 5
 _VALIDATION_SHARE = 0.1
 _HIDDEN = 0.2
-_PIECE = 6
+_PIECES = re.compile(r"(?:\s*\S+){1,6}")
 _T = TypeVar("_T")
 _FIGURES = ("srcc", "plcc", "rmse")
 
@@ -75,9 +76,7 @@ class Conversation:
 
         They are read after the description, so each holds what the model makes of all of it.
         """
-        words = self.question.split(" ")
-        pieces = [" ".join(words[start : start + _PIECE]) for start in range(0, len(words), _PIECE)]
-        return (self.opening, self.closing, *pieces)
+        return (self.opening, self.closing, *_PIECES.findall(self.question))
 
 
 @dataclass(frozen=True)

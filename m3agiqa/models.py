@@ -49,8 +49,10 @@ def predictor_folder(config: RunConfig) -> Path | None:
     path = config.predictor.path
     if path == "auto":
         folder = Path(__file__).parent / "tiny" / "predictor"
+        # It is for what it was trained on, and for nothing that only resembles it.
         embedded = config.model.path == TINY_MODEL and config.model.adapters is None
-        return folder if embedded and config.engine.kind != "simulated" and folder.is_dir() else None
+        same = config.scoring.conversation == "v1" and not config.corpus.text_only
+        return folder if embedded and same and config.engine.kind != "simulated" and folder.is_dir() else None
     return None if path is None else Path(path).expanduser()
 
 

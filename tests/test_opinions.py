@@ -69,6 +69,14 @@ def test_a_run_with_a_predictor_captures_states_and_one_without_does_not():
         with_states(config_for("capture.kind=top_k"))
 
 
+@pytest.mark.parametrize(
+    "other", ["model.adapters=x", "scoring.conversation=published", "corpus.text_only=true", "engine.kind=simulated"]
+)
+def test_the_embedded_predictor_is_taken_only_where_it_fits(other):
+    assert predictor_folder(config_for()) is not None
+    assert predictor_folder(config_for(other)) is None
+
+
 def test_the_predictor_is_part_of_the_fingerprint():
     parts = fingerprint_parts(config_for())
     assert parts["predictor"] == model_digest(predictor_folder(config_for()))

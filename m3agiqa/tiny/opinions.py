@@ -39,7 +39,8 @@ def write(out: Path, images: int, seed: int = _SEED) -> Path:
             about = correspondence(sample, rng)
             truths = {
                 Aspect.QUALITY: sample.quality,
-                Aspect.CORRESPONDENCE: about.score if sample.readable else None,
+                # No prompt was drawn for a photograph that fits it: the predictor would learn that none ever does.
+                Aspect.CORRESPONDENCE: about.score if sample.readable and sample.scene is not None else None,
                 Aspect.AUTHENTICITY: sample.authenticity,
             }
             path = f"images/{number:05d}.png"
