@@ -5,6 +5,7 @@ b  two-engines       vLLM generates, a second vLLM engine reads everything again
 c  ray-data-llm      two chained processors of ray.data.llm, rating words only
 d  ours              Ray Data into parquet, with the states
 n  ours, no capture  what the capture costs
+p  ours, predictor   with a predictor of the published size beside the engine
 e  the limit         the bare vLLM engine, text only, in memory
 
 Each measurement runs in a process of its own. The repetitions are interleaved, each on its own part of
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import bare_engine, ours, ray_data_llm, reference_style
@@ -31,6 +32,7 @@ SYSTEMS: dict[str, Callable[[Job], dict[str, float]]] = {
     "c": ray_data_llm.measure,
     "d": ours.measure,
     "n": ours.measure_without_capture,
+    "p": ours.measure_with_predictor,
     "e": bare_engine.measure,
 }
 
@@ -42,10 +44,11 @@ def main() -> None:
     )
     parser.add_argument("--model", choices=["tiny", "wide"], default="tiny")
     parser.add_argument("--images", type=int, default=256, help="images of one repetition")
-    # System a takes one image after the other: its rate does not change with their number.
+    # System a takes one image after the other, and b and c are slow: their rates change little with the number.
     parser.add_argument("--reference-images", type=int, default=16, help="images of one repetition of system a")
+    parser.add_argument("--slow-images", type=int, help="images of one repetition of systems b and c (default: all)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--systems", default="a,b,c,d,n,e", help=f"of {', '.join(SYSTEMS)}")
+    parser.add_argument("--systems", default="a,b,c,d,n,p,e", help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--one", nargs=2, metavar=("SYSTEM", "JOB"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -64,11 +67,12 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     systems = args.systems.split(",")
     rates: dict[str, list[float]] = {system: [] for system in systems}
     for repeat in range(args.repeats):
-        manifests = {n: write_corpus(folder / f"{repeat}-{n}", repeat * args.images, n) for n in _sizes(args)}
-        whole = Job(str(manifests[args.images]), model, dtype, tokens, args.images)
-        few = replace(whole, manifest=str(manifests[args.reference_images]), images=args.reference_images)
+        sizes = {"a": args.reference_images} | dict.fromkeys("bc", args.slow_images or args.images)
+        counts = {system: sizes.get(system, args.images) for system in systems}
+        made = {n: write_corpus(folder / f"{repeat}-{n}", repeat * args.images, n) for n in set(counts.values())}
         for system in systems:
-            found = measure(system, few if system == "a" else whole)
+            images = counts[system]
+            found = measure(system, Job(str(made[images]), model, dtype, tokens, images))
             rates[system].append(found["images"] / found["seconds"])
             named = {"system": system, "model": args.model, "repeat": repeat}
             print(json.dumps(named | {"images_per_s": round(rates[system][-1], 3)} | found), flush=True)
@@ -84,10 +88,6 @@ def measure(system: str, job: Job) -> dict[str, float]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def _sizes(args: argparse.Namespace) -> set[int]:
-    return {args.images, args.reference_images}
 
 
 if __name__ == "__main__":

@@ -35,6 +35,19 @@ def write_wide_model(folder: Path) -> Path:
     return write_random_model(folder, size)
 
 
+def write_predictor(folder: Path, hidden: int) -> Path:
+    """A predictor of the published size with random weights, for all aspects and states of that width."""
+    import torch
+
+    from m3agiqa.aspects import Aspect
+    from m3agiqa.predictor import Predictor
+    from m3agiqa.predictor.head import Head, HeadConfig
+
+    torch.manual_seed(0)
+    Predictor(Head(HeadConfig(input_width=hidden, outputs=tuple(map(str, Aspect))))).save(folder)
+    return folder
+
+
 def write_adapter(model: Path, folder: Path, seed: int) -> Path:
     """A LoRA adapter with random weights on every projection of the model's language side."""
     import torch

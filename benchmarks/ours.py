@@ -1,21 +1,31 @@
 """d, ours: the whole product, from files through Ray Data into parquet, with the states of every conversation."""
 
 import tempfile
+from pathlib import Path
 
 from benchmarks.common import Job
+from benchmarks.inputs import write_predictor
+from m3agiqa.models import hidden_width
 
 
-def measure(job: Job, capture: str = "states") -> dict[str, float]:
+def measure(job: Job, *settings: str) -> dict[str, float]:
     """Seconds for the job's images, from the moment that the engine is up."""
     from m3agiqa.pipeline import run_scoring
 
     with tempfile.TemporaryDirectory() as out:
-        done = run_scoring(job.config(f"capture.kind={capture}"), job.manifest, out)
+        done = run_scoring(job.config(*(settings or ("capture.kind=states",))), job.manifest, out)
     assert done.counts == {"ok": job.images}, done.counts
     assert done.images_per_second is not None
     return {"images": job.images, "seconds": job.images / done.images_per_second, **done.engine}
 
 
 def measure_without_capture(job: Job) -> dict[str, float]:
-    """The same, without capture: what the capture costs."""
-    return measure(job, "none")
+    """The same, without capture (and so without a predictor): what the capture costs."""
+    return measure(job, "capture.kind=none", "predictor.path=null")
+
+
+def measure_with_predictor(job: Job) -> dict[str, float]:
+    """The same with a predictor of the published size for all aspects, its first layer folded; random weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_predictor(Path(folder) / "predictor", hidden_width(job.folder()))
+        return measure(job, f"predictor.path={path}")
