@@ -18,10 +18,11 @@ class Places:
 
     Args:
         capacity: tokens that the cache holds.
+        block: tokens of one of its blocks; the last one of each conversation is its own.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = _SHARE * capacity
+    def __init__(self, capacity: int, block: int = 1) -> None:
+        self._capacity, self._block = _SHARE * capacity, block
         self._needed, self._known = 0.0, 0
         self._inside = 0
         self._changed = asyncio.Condition()
@@ -44,17 +45,17 @@ class Places:
                 self._changed.notify_all()
 
     def learn(self, tokens: int) -> None:
-        """Takes note of how many tokens of the cache an image took, those that its aspects share counted once."""
+        """Takes note of how many tokens of the cache an image took."""
         self._known = min(self._known + 1, _MEMORY)
         self._needed += (tokens - self._needed) / self._known
 
+    def tokens(self, conversations: list[tuple[int, int]], adapters: int) -> int:
+        """The tokens of the cache that an image takes.
 
-def tokens_of(conversations: list[tuple[int, int]], sharing: int) -> int:
-    """The tokens of the cache that an image took.
-
-    Args:
-        conversations: for each aspect the tokens of image and first question, and those of all of it.
-        sharing: how many adapters there are; aspects under one share the image.
-    """
-    opened = min(opening for opening, _ in conversations)
-    return sum(whole for _, whole in conversations) - (len(conversations) - sharing) * opened
+        Args:
+            conversations: for each aspect the tokens that it shares with the others, and those of all of it.
+            adapters: how many they run under; aspects under one share them.
+        """
+        shared = min(common for common, _ in conversations)
+        whole = sum(whole + self._block for _, whole in conversations)
+        return whole - (len(conversations) - adapters) * shared

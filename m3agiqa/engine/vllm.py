@@ -22,7 +22,7 @@ from m3agiqa.config import RunConfig
 from m3agiqa.engine.base import Item, ItemFailed, ItemRejected, Outcome
 from m3agiqa.engine.capture import Keeper
 from m3agiqa.engine.context import check_context, smaller
-from m3agiqa.engine.places import Places, tokens_of
+from m3agiqa.engine.places import Places
 from m3agiqa.engine.prompting import prompt_builder
 from m3agiqa.engine.rating import prefixes, rating_probs
 from m3agiqa.engine.shared_states import StatesInbox, StatesLost, StatesTicket
@@ -46,6 +46,7 @@ class _Visit:
     """An item while it is in the engine.
 
     Attributes:
+        asked: of each aspect, the tokens up to the description (the image is one of them), and those after it.
         turn: vLLM takes requests of lower numbers first. An image's second rounds come before later images, while
             its keys and values are still in the cache, and its aspects one after the other.
         spans: of each finished conversation, the tokens of image and first question, and all of them.
@@ -53,6 +54,7 @@ class _Visit:
 
     item: Item
     image: Image.Image | None
+    asked: dict[Aspect, tuple[list[int], list[int]]]
     turn: int
     spans: list[tuple[int, int]] = field(default_factory=list)
 
@@ -72,10 +74,10 @@ class VllmEngine:
         self._lora: dict[Aspect, LoRARequest] | None = None
         self._lora_lock = asyncio.Lock()
         self._inbox = StatesInbox() if self._keeper.wanted else None
-        self._engine, self._tally, cache_tokens, self._image_tokens = start(
+        self._engine, self._tally, blocks, block, self._image_tokens = start(
             config, folder, self._context, self._adapters, capture=self._keeper.wanted
         )
-        self._places = Places(cache_tokens)
+        self._places = Places(blocks * block, block)
         self._numbers, self._turns = itertools.count(), itertools.count()
         self._counts = {"images": 0.0, "conversations": 0.0}
         self._banned = dict.fromkeys(sorted(self._builder.control_ids - set(self._builder.stop_ids)), _NEVER)
@@ -115,10 +117,13 @@ class VllmEngine:
         return outcome
 
     async def _assess(self, item: Item) -> Outcome:
+        asked = {aspect: self._questions(item, aspect) for aspect in item.aspects}
         answers = self._scoring.max_description_tokens + self._scoring.max_rating_tokens
-        async with self._places.take(self._image_tokens + len(item.aspects) * answers):
+        spans = [(self._image_tokens, self._image_tokens + len(a) + len(b) + answers) for a, b in asked.values()]
+        adapters = {id(self._adapters.get(aspect)) for aspect in item.aspects}
+        async with self._places.take(self._places.tokens(spans, len(adapters))):
             image = None if item.pixels is None else Image.fromarray(item.pixels)
-            visit = _Visit(item, image, next(self._turns))
+            visit = _Visit(item, image, asked, next(self._turns))
             tasks: dict[Aspect, asyncio.Task[Assessment]] = {}
             try:
                 async with asyncio.TaskGroup() as group:
@@ -128,17 +133,18 @@ class VllmEngine:
                 if self._engine.errored:
                     raise
                 return _outcome_of(errors)
-        adapters = {id(self._adapters.get(aspect)) for aspect in item.aspects}
-        self._places.learn(tokens_of(visit.spans, len(adapters)))
+        self._places.learn(self._places.tokens(visit.spans, len(adapters)))
         self._counts["images"] += 1
         self._counts["conversations"] += len(tasks)
         return {aspect: task.result() for aspect, task in tasks.items()}
 
-    async def _converse(self, visit: _Visit, aspect: Aspect) -> Assessment:
-        item = visit.item
+    def _questions(self, item: Item, aspect: Aspect) -> tuple[list[int], list[int]]:
         questions = conversation.questions(aspect, item.prompt, self._scoring.conversation)
-        first, second = self._builder.first_round(questions), self._builder.second_round(questions)
-        given = item.descriptions.get(aspect)
+        return self._builder.first_round(questions), self._builder.second_round(questions)
+
+    async def _converse(self, visit: _Visit, aspect: Aspect) -> Assessment:
+        first, second = visit.asked[aspect]
+        given = visit.item.descriptions.get(aspect)
         if given is None:
             description, finish_reason = await self._describe(first, second, visit, aspect)
         else:

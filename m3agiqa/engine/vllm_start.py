@@ -18,13 +18,15 @@ class Started(NamedTuple):
     Attributes:
         engine: vLLM's `AsyncLLM`.
         tally: what it reports, added up.
-        cache_tokens: how many tokens its KV cache holds.
+        blocks: how many blocks its KV cache has.
+        block: how many tokens are in one.
         image_tokens: how many tokens one image takes at most; 0 for a model of text.
     """
 
     engine: Any
     tally: "Tally"
-    cache_tokens: int
+    blocks: int
+    block: int
     image_tokens: int
 
 
@@ -84,7 +86,8 @@ def start(
             AsyncLLM.from_vllm_config(made, stat_loggers=[_stat_logger(tally)]),
             tally,
             # Set by the engine as it starts, once it has seen how much memory is left.
-            (cache.num_gpu_blocks or 0) * cache.block_size,
+            cache.num_gpu_blocks or 0,
+            cache.block_size,
             image_tokens,
         )
     except (ValueError, TypeError) as error:
