@@ -114,9 +114,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds of the published split")
     parser.add_argument("--disjoint-seeds", type=int, default=1, help="seeds of the prompt-disjoint folds")
     parser.add_argument("--validation-only", action="store_true", help="leave the test part alone: to choose settings")
+    parser.add_argument("--members", type=int, default=PLAN.lm.members, help="networks of the language model")
     parser.add_argument("--fast", action="store_true", help="one seed, one epoch, no folds: does it run at all")
     args = parser.parse_args()
-    plan, seeds, rounds = PLAN, args.seeds, args.disjoint_seeds
+    plan, seeds, rounds = replace(PLAN, lm=replace(PLAN.lm, members=args.members)), args.seeds, args.disjoint_seeds
     if args.fast:
         plan, seeds, rounds = replace(plan, lm=replace(plan.lm, epochs=1), readings=1), 1, 0
     learnt, asked = read(args.folder)

@@ -29,11 +29,13 @@ class Recipe:
     """How the language model is made; all of it was chosen on validation parts.
 
     Attributes:
+        members: networks that are trained apart, from other first weights; their states stand side by side.
         vocabulary: of the byte-pair tokens. spread: standard deviation of the first embeddings.
         hidden: share of the tokens that it does not see. learnt: share of the next tokens that give a loss.
         blur: standard deviation, on the scale of the scores, that spreads a score over the rating words.
     """
 
+    members: int = 1
     vocabulary: int = 2500
     width: int = 192
     layers: int = 1
@@ -53,10 +55,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A trained model and its tokenizer."""
+    """Trained networks and their tokenizer."""
 
     tokenizer: Tokenizer
-    network: GPT2LMHeadModel
+    networks: tuple[GPT2LMHeadModel, ...]
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a conversation up to its second question."""
@@ -65,7 +67,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def states(self, texts: Sequence[str], hidden: float = 0.0, seed: int = 0) -> list[Tensor]:
-        """The last hidden states of each conversation, [tokens, width].
+        """The last hidden states of each conversation, [tokens, members * width].
 
         Args:
             hidden: share of the tokens that it does not see. seed: decides which.
@@ -77,16 +79,18 @@ class LanguageModel:
         for start in range(0, len(order), _CAPTURED_AT_ONCE):
             part = order[start : start + _CAPTURED_AT_ONCE]
             ids, lengths = _pad([rows[i] for i in part])
-            out = self.network.transformer(_hide(ids, hidden, self.tokenizer, draw)).last_hidden_state
+            seen = _hide(ids, hidden, self.tokenizer, draw)
+            out = torch.cat([one.transformer(seen).last_hidden_state for one in self.networks], -1)
             found |= {i: out[k, : lengths[k]].clone() for k, i in enumerate(part)}
         return [found[i] for i in range(len(rows))]
 
     @torch.no_grad()
     def rate(self, states: Sequence[Tensor]) -> Tensor:
         """The expected score of the rating word that would follow, [n] on the scale."""
-        last = torch.stack([one[-1] for one in states])
-        probs = _rating_logits(self.network, self.tokenizer, last).softmax(-1)
-        return probs @ torch.tensor(RATING_LEVELS)
+        last = torch.stack([one[-1] for one in states]).chunk(len(self.networks), -1)
+        pairs = zip(self.networks, last, strict=True)
+        probs = torch.stack([_rating_logits(one, self.tokenizer, state).softmax(-1) for one, state in pairs])
+        return probs.mean(0) @ torch.tensor(RATING_LEVELS)
 
 
 def train(texts: Sequence[str], scores: Tensor, wording: Sequence[str], recipe: Recipe, seed: int = 0) -> LanguageModel:
@@ -97,19 +101,32 @@ def train(texts: Sequence[str], scores: Tensor, wording: Sequence[str], recipe: 
         scores: [n] human scores, which give the rating word to learn at the end of each.
         wording: what all of them have in common; each such text is one token.
     """
-    torch.manual_seed(seed)
     tokenizer = _train_tokenizer(texts, wording, recipe.vocabulary)
     rows = [tokenizer.encode(text).ids for text in texts]
+    torch.manual_seed(seed)
+    neighbours = recipe.spread * _neighbours(rows, tokenizer.get_vocab_size(), recipe.width)
+    wanted = _word_shares(scores, recipe.blur)
+    return LanguageModel(
+        tokenizer,
+        tuple(
+            _train_network(tokenizer, rows, wanted, neighbours, recipe, recipe.members * seed + member)
+            for member in range(recipe.members)
+        ),
+    )
+
+
+def _train_network(
+    tokenizer: Tokenizer, rows: list[list[int]], wanted: Tensor, neighbours: Tensor, recipe: Recipe, seed: int
+) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
     network = _network(tokenizer, recipe)
-    size = tokenizer.get_vocab_size()
-    network.transformer.wte.weight.data.copy_(recipe.spread * _neighbours(rows, size, recipe.width))
+    network.transformer.wte.weight.data.copy_(neighbours)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
     )
     averaged = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.average)
     )
-    wanted = _word_shares(scores, recipe.blur)
     steps = recipe.epochs * -(-len(rows) // recipe.batch_size)
     network.train()
     for step, batch in enumerate(_batches(rows, recipe), start=1):
@@ -122,7 +139,7 @@ def train(texts: Sequence[str], scores: Tensor, wording: Sequence[str], recipe: 
         optimizer.step()
         averaged.update_parameters(network)
     network.load_state_dict(averaged.module.state_dict())
-    return LanguageModel(tokenizer, network.eval())
+    return network.eval()
 
 
 def _train_tokenizer(texts: Sequence[str], wording: Sequence[str], vocabulary: int) -> Tokenizer:
