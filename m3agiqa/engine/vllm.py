@@ -9,8 +9,8 @@ token gives the same hits.)
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -49,14 +49,12 @@ class _Visit:
         asked: of each aspect, the tokens up to the description (the image is one of them), and those after it.
         turn: vLLM takes requests of lower numbers first. An image's second rounds come before later images, while
             its keys and values are still in the cache, and its aspects one after the other.
-        spans: of each finished conversation, the tokens of image and first question, and all of them.
     """
 
     item: Item
     image: Image.Image | None
     asked: dict[Aspect, tuple[list[int], list[int]]]
     turn: int
-    spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 class VllmEngine:
@@ -74,10 +72,10 @@ class VllmEngine:
         self._lora: dict[Aspect, LoRARequest] | None = None
         self._lora_lock = asyncio.Lock()
         self._inbox = StatesInbox() if self._keeper.wanted else None
-        self._engine, self._tally, blocks, block, self._image_tokens = start(
+        self._engine, self._tally, *room = start(
             config, folder, self._context, self._adapters, capture=self._keeper.wanted
         )
-        self._places = Places(blocks * block, block)
+        self._places = Places(*room)
         self._numbers, self._turns = itertools.count(), itertools.count()
         self._counts = {"images": 0.0, "conversations": 0.0}
         self._banned = dict.fromkeys(sorted(self._builder.control_ids - set(self._builder.stop_ids)), _NEVER)
@@ -118,10 +116,7 @@ class VllmEngine:
 
     async def _assess(self, item: Item) -> Outcome:
         asked = {aspect: self._questions(item, aspect) for aspect in item.aspects}
-        answers = self._scoring.max_description_tokens + self._scoring.max_rating_tokens
-        spans = [(self._image_tokens, self._image_tokens + len(a) + len(b) + answers) for a, b in asked.values()]
-        adapters = {id(self._adapters.get(aspect)) for aspect in item.aspects}
-        async with self._places.take(self._places.tokens(spans, len(adapters))):
+        async with self._places.take(self._need(asked, item.descriptions)):
             image = None if item.pixels is None else Image.fromarray(item.pixels)
             visit = _Visit(item, image, asked, next(self._turns))
             tasks: dict[Aspect, asyncio.Task[Assessment]] = {}
@@ -133,10 +128,25 @@ class VllmEngine:
                 if self._engine.errored:
                     raise
                 return _outcome_of(errors)
-        self._places.learn(self._places.tokens(visit.spans, len(adapters)))
         self._counts["images"] += 1
         self._counts["conversations"] += len(tasks)
         return {aspect: task.result() for aspect, task in tasks.items()}
+
+    def _need(self, asked: Mapping[Aspect, tuple[list[int], list[int]]], given: Mapping[Aspect, str]) -> int:
+        """Tokens of the KV cache that an image takes at most, from its first question to its last answer."""
+        limits = self._scoring
+        columns = zip(*(first for first, _ in asked.values()), strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda tokens: len(set(tokens)) == 1, columns))
+        own = [
+            len(first)
+            - shared
+            + len(second)
+            + limits.max_rating_tokens
+            # A token is at least a byte.
+            + (len(given[aspect].encode()) if aspect in given else limits.max_description_tokens)
+            for aspect, (first, second) in asked.items()
+        ]
+        return self._places.need(shared, own, len({id(self._adapters.get(aspect)) for aspect in asked}))
 
     def _questions(self, item: Item, aspect: Aspect) -> tuple[list[int], list[int]]:
         questions = conversation.questions(aspect, item.prompt, self._scoring.conversation)
@@ -156,7 +166,7 @@ class VllmEngine:
             captured = self._keeper.keep(await ticket.receive()) if ticket is not None else None
         assert rated.prompt_token_ids is not None
         opened = len(rated.prompt_token_ids) - len(description) - len(second)
-        visit.spans.append((opened, len(rated.prompt_token_ids)))
+        self._places.learn(opened - len(first))
         if given is not None:
             check_context(opened, len(second), self._scoring, self._context, len(description))
         rating_ids, _ = self._builder.split_end(rated.outputs[0].token_ids)

@@ -13,46 +13,53 @@ from m3agiqa.engine.places import Places
 from m3agiqa.tiny.architecture import Size, write_random_model
 
 
-async def _most_at_once(places: Places, visits: int, longest: int, takes: int | None) -> int:
+async def _most_at_once(places: Places, visits: int, tokens: int) -> int:
     inside, most = 0, 0
 
     async def visit() -> None:
         nonlocal inside, most
-        async with places.take(longest):
+        async with places.take(tokens):
             inside += 1
             most = max(most, inside)
             await asyncio.sleep(0)
             inside -= 1
-        if takes is not None:
-            places.learn(takes)
 
     await asyncio.gather(*(visit() for _ in range(visits)))
     return most
 
 
-async def test_images_are_let_in_by_what_they_may_take_until_it_is_known_what_they_take():
-    places = Places(1000)
-    assert await _most_at_once(places, 20, 300, None) == 3
-    assert await _most_at_once(places, 20, 300, 90) >= 3
-    assert await _most_at_once(places, 20, 300, 90) == 10
+async def test_as_many_images_are_let_in_as_the_cache_holds():
+    places = Places(blocks=100, block=10, image_tokens=0)
+    assert await _most_at_once(places, 20, 300) == 3
+    assert await _most_at_once(places, 20, 90) == 10
 
 
 async def test_an_image_that_is_larger_than_the_cache_is_let_in_alone():
-    assert await _most_at_once(Places(100), 5, 5000, 5000) == 1
+    assert await _most_at_once(Places(blocks=10, block=10, image_tokens=0), 5, 5000) == 1
 
 
 async def test_a_visit_that_fails_gives_its_place_back():
-    places = Places(100)
+    places = Places(blocks=10, block=10, image_tokens=0)
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
-            async with asyncio.timeout(1), places.take(100):
+            async with asyncio.timeout(1), places.take(1000):
                 raise ValueError("no")
 
 
-def test_what_aspects_share_counts_once():
-    spans = [(100, 150), (102, 160), (101, 170)]
-    assert Places(1000).tokens(spans, adapters=1) == 480 + 3 - 200
-    assert Places(1000, block=32).tokens(spans, adapters=3) == 480 + 3 * 32
+def test_what_aspects_share_counts_once_for_each_adapter():
+    places = Places(blocks=100, block=32, image_tokens=500)
+    assert places.need(20, [100, 110, 120], adapters=1) == 520 + 330 + 3 * 32
+    assert places.need(20, [100, 110, 120], adapters=3) == 3 * 520 + 330 + 3 * 32
+
+
+def test_images_are_taken_to_be_as_large_as_the_largest_lately():
+    places = Places(blocks=100, block=32, image_tokens=5000)
+    for tokens in (70, 90, 60):
+        places.learn(tokens)
+    assert places.need(0, [100], adapters=1) == 90 + 100 + 32
+    for _ in range(64):
+        places.learn(50)
+    assert places.need(0, [100], adapters=1) == 50 + 100 + 32
 
 
 @pytest.mark.slow
