@@ -31,15 +31,15 @@ class TeacherConfig(Section):
         default_factory=dict, description="Further fields of each request, such as {reasoning_effort: low}"
     )
 
-    @field_validator("base_url")
-    @classmethod
-    def _no_secret(cls, value: str) -> str:
-        parts = urlsplit(value)
+    # Of the whole section: an error of the field would repeat what it holds.
+    @model_validator(mode="after")
+    def _no_secret(self) -> Self:
+        parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("is no http or https URL")
+            raise ValueError("base_url is no http or https URL")
         if parts.username or parts.password:
-            raise ValueError("holds a user or a password, which would be written down; give the key by key_env")
-        return value.rstrip("/")
+            raise ValueError("base_url holds a user or a password, which would be written down; use key_env")
+        return self
 
 
 class AskConfig(Section):

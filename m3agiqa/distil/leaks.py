@@ -65,7 +65,7 @@ _VERDICTS = [
     r"(?:quality|correspondence|authenticity|alignment|verdict|grade)\b",
     rf"\b(?:is|as) an?\s+{_FILLERS}{_WORD} "
     r"(?:image|picture|photo|result|rendering|illustration|match|representation)\b",
-    rf"\b(?:of|in|as|be|is) (?:the )?[\"'“‘*]+{_WORD}[\"'”’*]+",
+    rf"(?<!\w)[\"'“‘*]+{_WORD}[\"'”’*]+",
     r"\b(?:judged?|deemed|graded?|classified|considered|called|labell?ed)\s+"
     rf"(?:as\s+|to be\s+|it\s+)?{_FILLERS}{_WORD}\b",
     r"(?:^|[.!?;:]\s+)(?:overall|in sum|in short|in summary|all in all)?,?\s*(?:it is|it's|this is)?\s*"
