@@ -52,6 +52,7 @@ def add_conversations(commands: Any) -> argparse.ArgumentParser:
     check.add_argument("--scores", metavar="FILE", help="table with that column (default: the input itself)")
     check.add_argument("--scores-image", metavar="COLUMN", help="its column of image names (default: the usual names)")
     check.add_argument("--dataset", choices=sorted(NAMED_BINS), help="whose bins the words are made in")
+    check.add_argument("--fix-words", action="store_true", help="make the words anew from that column, then write")
     check.add_argument("--scale", nargs=2, type=float, default=(SCALE_MIN, SCALE_MAX), metavar=("LOW", "HIGH"))
     talks.set_defaults(run=_conversations)
     return talks
@@ -91,38 +92,44 @@ def _conversations(args: argparse.Namespace) -> int:
 
     if args.output is None and args.check is None:
         raise UserError("m3agiqa conversations", "is told neither to write nor to check", "give --output or --check")
+    if args.fix_words and args.check is None:
+        raise UserError("--fix-words", "is not told from which scores", "name their column: --check COLUMN")
     if args.output is not None and not args.output.lower().endswith((".json", ".parquet")):
         raise UserError(f"--output {args.output}", "ends neither in .json nor in .parquet", "name the form by its end")
     talks = read_talks(args.input, Aspect(args.aspect), images=args.images, look=not args.no_images)
     for line in talks.check(args.input, skip_bad=args.skip_bad):
         say(f"note: left out: {line}")
+    if args.check is not None:
+        _check(args, talks)
     if args.output is not None:
         if args.output.lower().endswith(".json"):
             write_published(talks, args.output, args.wording)
         else:
             write_ours(talks, args.output)
         print(f"{len(talks.rows)} conversations: {args.output}")
-    return 0 if args.check is None else _check(args, talks)
+    return 0
 
 
-def _check(args: argparse.Namespace, talks: Any) -> int:
-    from m3agiqa.conversation_files import scores_of
+def _check(args: argparse.Namespace, talks: Any) -> None:
+    from m3agiqa.conversation_files import make_words, scores_of
 
-    scores = scores_of(talks, args.scores, args.scores_image)
+    scores, bins = scores_of(talks, args.scores, args.scores_image), _bins(args)
     if args.check not in scores:
         raise UserError(
             f"--check {args.check}", "there is no such column of numbers", f"take one of {', '.join(scores)}"
         )
-    found = fits([row.get(talks.rating) for row in talks.rows], scores, _bins(args))
+    found = fits([row.get(talks.rating) for row in talks.rows], scores, bins)
     for fit in found:
         print(
             f"{fit.column}: {fit.same:.1%} of {fit.rows} words are those of the score, {fit.within_one:.1%} within one"
         )
-    if (problem := mismatch(found, args.check)) is not None:
-        raise UserError(
-            f"--check {args.check}", problem, "make the words from the right scores before you train on them"
-        )
-    return 0
+    problem = mismatch(found, args.check)
+    if args.fix_words:
+        changed, without = make_words(talks, scores[args.check], bins)
+        left_out = f", {without} conversations without a score left out" if without else ""
+        print(f"{changed} words made anew from {args.check}{left_out}")
+    elif problem is not None:
+        raise UserError(f"--check {args.check}", problem, "make them from the right scores: --fix-words")
 
 
 def _bins(args: argparse.Namespace) -> Bins:

@@ -20,6 +20,7 @@ from m3agiqa.aspects import RATING_WORDS, Aspect
 from m3agiqa.conversation import questions
 from m3agiqa.corpus import FIXED_FIELDS, conversations, files, open_corpus
 from m3agiqa.errors import UserError
+from m3agiqa.ratings import Bins
 
 PUBLISHED_IMAGE = "published_image"
 PUBLISHED_QUESTIONS = ("published_question_0", "published_question_1")
@@ -67,7 +68,7 @@ class Talks:
         if lines and not (skip_bad and self.rows):
             more = f"; and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
             rule = f"{len(lines)} of {len(lines) + len(self.rows)} rows are bad: {'; '.join(lines[:_NAMED])}{more}"
-            raise UserError(f"input {uri}", rule, "mend them, or go on without them: --skip-bad")
+            raise UserError(f"input {uri}", rule, "mend them, or leave them out: --skip-bad (images elsewhere: --images)")
         return lines
 
 
@@ -186,7 +187,7 @@ def _look_for_images(talks: Talks) -> None:
 
 
 def write_published(talks: Talks, path: str, wording: str = "published") -> None:
-    """Writes the published form; the questions are those of `wording` where the rows came without any.
+    """Writes the published form, to the byte as it was published; rows without questions get those of `wording`.
 
     Raises:
         UserError: for a value that JSON has no form for, or a path that cannot be written.
@@ -209,7 +210,7 @@ def write_published(talks: Talks, path: str, wording: str = "published") -> None
             ours.remove("prompt")  # the question does not say it
         items.append(item | {name: value for name, value in row.items() if name not in ours})
     try:
-        text = json.dumps(items, indent=4, ensure_ascii=False) + "\n"
+        text = json.dumps(items, indent=4) + "\n"
     except (TypeError, ValueError) as error:
         raise UserError(f"--output {path}", f"a column does not fit into JSON ({error})", "leave it out") from None
     _write(path, lambda file: file.write_text(text, encoding="utf-8"))
@@ -275,6 +276,22 @@ def scores_of(
     if not found:
         raise UserError("--check", "there are no scores to compare with", "name a table of them: --scores FILE")
     return dict(found)
+
+
+def make_words(talks: Talks, scores: Sequence[float | None], bins: Bins) -> tuple[int, int]:
+    """Makes the rating words anew from scores [rows]; conversations without one are left out.
+
+    Returns:
+        how many words have changed, and how many conversations were left out.
+    """
+    read, talks.rows, talks.numbers = list(zip(talks.numbers, talks.rows, scores, strict=True)), [], []
+    changed = 0
+    for number, row, score in read:
+        if score is not None:
+            word = bins.word(score)
+            changed += row[talks.rating] != word
+            talks.add(number, row | {talks.rating: word})
+    return changed, len(read) - len(talks.rows)
 
 
 def _is_number(value: object) -> bool:

@@ -34,7 +34,7 @@ def published(tmp_path):
     for name in ("sd1.5_0.jpg", "sd1.5_1.jpg", "sub/2.png"):
         picture().save(tmp_path / name)
     path = tmp_path / "train_quality.json"
-    path.write_text(json.dumps(items, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(items, indent=4) + "\n")
     return path
 
 
@@ -178,6 +178,17 @@ def test_words_are_checked_against_scores(published, tmp_path, capsys):
         scores.replace("_0.jpg", "_7.jpg").replace("_1.jpg", "_8.jpg").replace("2.png", "9")
     )
     assert "no row is of one of the images" in refused(capsys, *given, "--check", "mos_quality")
+
+
+def test_words_are_made_anew_from_the_right_scores(published, tmp_path, capsys):
+    (tmp_path / "data.csv").write_text("image,mos_align\nsd1.5_0.jpg,0.5\nsd1.5_1.jpg,2.2\n2.png,\n")
+    given = ["--input", published, "--scores", tmp_path / "data.csv", "--check", "mos_align"]
+    assert not conversations(*given, "--fix-words", "--output", tmp_path / "o.parquet")
+    assert "1 words made anew from mos_align, 1 conversations without a score left out" in capsys.readouterr().out
+    assert [row["teacher_quality_rating"] for row in rows_of(tmp_path / "o.parquet")] == ["bad", "fair"]
+    refused(capsys, *given, "--output", tmp_path / "wrong.parquet")
+    assert not (tmp_path / "wrong.parquet").exists()
+    assert "from which scores" in refused(capsys, "--input", published, "--fix-words", "--output", tmp_path / "p.json")
 
 
 def test_what_cannot_be_done(published, tmp_path, capsys):

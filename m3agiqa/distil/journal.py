@@ -89,8 +89,11 @@ class Journal:
         self.cost = 0.0
 
     def __enter__(self) -> "Journal":
-        # Unbuffered: an append is one write, which a crash of this process cannot tear.
-        self._file = self.path.open("ab+", buffering=0)
+        try:
+            # Unbuffered: what is added is given to the system at once, whatever becomes of this process.
+            self._file = self.path.open("ab+", buffering=0)
+        except OSError as error:
+            raise UserError(str(self.path), f"cannot be written ({error})", "give a folder you own") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -127,8 +130,16 @@ class Journal:
 
     def _append(self, line: dict[str, Any]) -> None:
         data = json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=str).encode() + b"\n"
-        os.write(self._file.fileno(), data)
-        os.fsync(self._file.fileno())
+        file, before = self._file.fileno(), os.fstat(self._file.fileno()).st_size
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(file, left) :]
+            os.fsync(file)
+        except OSError as error:
+            # Half a line would spoil the next one.
+            os.ftruncate(file, before)
+            raise UserError(str(self.path), f"cannot be written ({error})", "make room") from None
 
     def _read(self) -> None:
         self._file.seek(0)

@@ -53,7 +53,9 @@ def test_a_bad_value_is_named(override, told):
     assert "secret" not in str(caught.value)
 
 
-def bins(*overrides: str, aspect: Aspect = Aspect.QUALITY, scale: tuple[float, float] = (0.0, 5.0)) -> tuple[float, ...]:
+def bins(
+    *overrides: str, aspect: Aspect = Aspect.QUALITY, scale: tuple[float, float] = (0.0, 5.0)
+) -> tuple[float, ...]:
     ratings = load(DistilConfig, None, list(overrides)).ratings
     return labels_of({aspect: "mos"}, scale, ratings).bins[aspect].edges
 
