@@ -68,7 +68,9 @@ class Talks:
         if lines and not (skip_bad and self.rows):
             more = f"; and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
             rule = f"{len(lines)} of {len(lines) + len(self.rows)} rows are bad: {'; '.join(lines[:_NAMED])}{more}"
-            raise UserError(f"input {uri}", rule, "mend them, or leave them out: --skip-bad (images elsewhere: --images)")
+            raise UserError(
+                f"input {uri}", rule, "mend them, or leave them out: --skip-bad (images elsewhere: --images)"
+            )
         return lines
 
 
@@ -167,6 +169,8 @@ def _read_ours(uri: str, talks: Talks, images: str | None) -> None:
                 try:
                     if inside or not row["_uri"]:
                         raise ValueError("its image is within the file, and JSON can only name one")
+                    if row["prompt"] is None and talks.aspect.needs_prompt and PUBLISHED_QUESTIONS[0] not in kept:
+                        raise ValueError(f"it has no prompt, and {talks.aspect} is of one")
                     _check(row, talks)
                 except ValueError as error:
                     talks.bad[number] = (row["id"], str(error))
@@ -187,7 +191,7 @@ def _look_for_images(talks: Talks) -> None:
 
 
 def write_published(talks: Talks, path: str, wording: str = "published") -> None:
-    """Writes the published form, to the byte as it was published; rows without questions get those of `wording`.
+    """Writes the published form, laid out as the published files; rows without questions get those of `wording`.
 
     Raises:
         UserError: for a value that JSON has no form for, or a path that cannot be written.
@@ -196,8 +200,6 @@ def write_published(talks: Talks, path: str, wording: str = "published") -> None
     for row in talks.rows:
         first, second = (row.get(name) for name in PUBLISHED_QUESTIONS)
         if first is None or second is None:
-            if row.get("prompt") is None and talks.aspect.needs_prompt:
-                raise UserError(f"id {row['id']}", f"has no prompt, and {talks.aspect} is of one", "leave it out")
             asked = questions(talks.aspect, row.get("prompt"), wording)
             first, second = _IMAGE_MARK + asked.first, asked.second
         said = (first, row[talks.description], second, row[talks.rating])

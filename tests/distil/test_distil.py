@@ -45,6 +45,24 @@ def test_every_label_is_asked_for_and_the_output_is_a_corpus(teacher, labelled, 
     assert json.loads((tmp_path / "out" / "distil.json").read_text()) == done
 
 
+def test_the_output_becomes_a_published_file(teacher, labelled, tmp_path, capsys):
+    run(teacher, labelled, tmp_path / "out")
+    args = [
+        "conversations",
+        "--input",
+        str(tmp_path / "out"),
+        "--output",
+        str(tmp_path / "o.json"),
+        "--aspect",
+        "quality",
+    ]
+    assert main([*args, "--check", "mos_quality"]) == 0
+    assert "mos_quality: 100.0% of 5 words are those of the score" in capsys.readouterr().out
+    items = json.loads((tmp_path / "o.json").read_text())
+    assert [item["conversations"][3]["content"] for item in items] == WORDS
+    assert "original prompt is: 'p4'." in items[4]["conversations"][0]["content"]
+
+
 def test_the_same_command_again_asks_nothing(teacher, labelled, tmp_path):
     first = run(teacher, labelled, tmp_path / "out")
     before = written(tmp_path / "out")
