@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from m3agiqa.distil.desk import Desk
+from m3agiqa.distil.journal import Journal
 from m3agiqa.distil.judge import declined, judge
 from m3agiqa.distil.limits import Budget, Stop, backoff, cost_of
 from m3agiqa.distil.tasks import Row, Task, tables, tasks_in
@@ -39,6 +40,11 @@ async def ask_in_batches(desk: Desk, teacher: Teacher, stop: Stop, folder: Path,
     await _Batches(desk, teacher, stop, folder, say).run()
 
 
+def pending(journal: Journal) -> list[str]:
+    """Names of the batches whose answers are paid for and not taken yet."""
+    return [name for name, facts in journal.batches.items() if facts.get("state") in ("made", "submitted")]
+
+
 class _Batches:
     def __init__(self, desk: Desk, teacher: Teacher, stop: Stop, folder: Path, say: Callable[[str], None]) -> None:
         self._desk, self._teacher, self._stop, self._folder, self._say = desk, teacher, stop, folder, say
@@ -51,10 +57,10 @@ class _Batches:
         while True:
             self._desk.failures.clear()
             self._progress = False
-            pending = [name for name, facts in self._desk.journal.batches.items() if _pending(facts)]
-            for name in pending:
+            under_way = pending(self._desk.journal)
+            for name in under_way:
                 await self._collect(name)
-            if pending and not self._progress:
+            if under_way and not self._progress:
                 raise UserError(self._teacher.name, f"a batch gave no answers ({self._last_failure})", "mend that")
             if not await self._submit():
                 return
@@ -69,6 +75,8 @@ class _Batches:
         config = self._desk.config
         budget, items, sent = Budget(config.budget, self._desk.journal), self._desk.open_rows(), 0
         self._folder.mkdir(exist_ok=True)
+        for left_over in self._folder.glob("*.jsonl"):
+            left_over.unlink()
         ended: UserError | None = None
         while ended is None:
             name = uuid.uuid4().hex
@@ -231,10 +239,6 @@ class _Batches:
             if tries <= limits.retries:
                 await self._stop.pause(wait)
         raise UserError(self._teacher.name, f"{reason}, {limits.retries + 1} times", "try later")
-
-
-def _pending(facts: dict[str, Any]) -> bool:
-    return facts.get("state") in ("made", "submitted")
 
 
 def _custom_id(task: Task) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from m3agiqa import __version__
 from m3agiqa.aspects import Aspect
 from m3agiqa.corpus.files import absolute
-from m3agiqa.distil.batch import ask_in_batches
+from m3agiqa.distil.batch import ask_in_batches, pending
 from m3agiqa.distil.desk import Desk
 from m3agiqa.distil.estimate import Estimator, Plan, plan
 from m3agiqa.distil.journal import Journal
@@ -70,6 +70,8 @@ def distil(
     if (read_manifest(folder) or {}).get("decides") != parts:
         write_manifest(folder, content)
     with Journal(folder) as journal:
+        if pending(journal) and not config.batch.use:
+            raise UserError(f"--out {out}", "has a batch under way, which is paid for", "go on with --batch")
         desk.journal = journal
         desk.estimator = Estimator(config, desk.prompter, journal)
         reason = asyncio.run(_ask(desk, teacher, folder, say))

@@ -12,6 +12,9 @@ BATCH = ("batch.use=true", "batch.poll_s=0.01", "budget.input_price=1000", "budg
 
 
 def test_all_is_asked_in_batches_at_half_the_price(teacher, labelled, tmp_path):
+    (tmp_path / "out" / "batches").mkdir(parents=True)
+    (tmp_path / "out" / "distil.json").write_text("{}")
+    (tmp_path / "out" / "batches" / "killed.jsonl").write_text("half a li")
     done = run(teacher, labelled, tmp_path / "out", *BATCH, "batch.max_requests=4", labels=BOTH)
     assert done["counts"] == {"quality": {"described": 5}, "correspondence": {"described": 4}}
     assert done["cost"] == pytest.approx(9 * 1.1 / 2)
@@ -61,6 +64,8 @@ def test_a_batch_is_gone_on_with_by_its_id(teacher, labelled, tmp_path):
     journal = tmp_path / "out" / JOURNAL
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(line for line in lines if '"state":"made"' in line or '"state":"submitted"' in line))
+    assert "go on with --batch" in ended(teacher, labelled, tmp_path / "out", *BATCH, "batch.use=false")
+    assert "POST /v1/chat/completions" not in teacher.log
     done = run(teacher, labelled, tmp_path / "out", *BATCH)
     assert len(teacher.batches) == 1
     assert done["counts"]["quality"] == {"described": 5}
