@@ -3,6 +3,8 @@
 Source: M3-AGIQA (arXiv 2502.15167), section 3: three aspects, five words, MOS from 0 to 5.
 """
 
+import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -47,7 +49,20 @@ def expected_score(probs: Sequence[float]) -> float:
     return sum(p * level for p, level in zip(probs, RATING_LEVELS, strict=True))
 
 
+def word_between(score: float, edges: Sequence[float]) -> str:
+    """The rating word of a score; each of the four ascending `edges` is where the next word begins.
+
+    Raises:
+        ValueError: for a score that is not finite: it has no word.
+    """
+    if not math.isfinite(score):
+        raise ValueError(f"a score of {score} has no rating word")
+    return RATING_WORDS[bisect_right(edges, score)]
+
+
+_EDGES = tuple(SCALE_MIN + (SCALE_MAX - SCALE_MIN) * i / len(RATING_WORDS) for i in range(1, len(RATING_WORDS)))
+
+
 def word_of_score(score: float) -> str:
     """The rating word of a score in [0, 5], in five bins of equal width (paper, section 4.1)."""
-    width = (SCALE_MAX - SCALE_MIN) / len(RATING_WORDS)
-    return RATING_WORDS[min(max(int((score - SCALE_MIN) / width), 0), len(RATING_WORDS) - 1)]
+    return word_between(score, _EDGES)

@@ -1,4 +1,4 @@
-"""The command line: `m3agiqa score | capture | show | merge-adapter | import-predictor | train-predictor | config`."""
+"""The command line: `m3agiqa score | capture | show | distil | conversations | train-predictor | config | ...`."""
 
 import argparse
 import logging
@@ -9,10 +9,15 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from m3agiqa import __version__
-from m3agiqa.aspects import SCALE_MAX, SCALE_MIN, Aspect
-from m3agiqa.config import RunConfig, describe_config, dump_config, load, load_config
+from m3agiqa.arguments import add_config, add_labels, aspect_columns, say
+from m3agiqa.aspects import Aspect
+from m3agiqa.cli_distil import add_conversations, add_distil
+from m3agiqa.config import Config, RunConfig, describe_config, dump_config, load, load_config
+from m3agiqa.distil_config import DistilConfig
 from m3agiqa.errors import UserError
 from m3agiqa.train_config import TrainConfig
+
+_KINDS: dict[str, type[Config]] = {"score": RunConfig, "distil": DistilConfig, "train-predictor": TrainConfig}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("score", help="score a corpus of images into parquet")
     score.add_argument("--input", required=True, help="folder, CSV/JSONL/parquet manifest or tars; local or a URI")
     score.add_argument("--output", required=True, help="folder for the scores; an earlier run in it is gone on with")
-    _add_config(score)
+    add_config(score)
     score.set_defaults(run=_score)
 
     capture = commands.add_parser("capture", help="score a corpus and keep the states that a predictor is trained on")
@@ -68,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="with --prefer given: the column that holds an aspect's description",
     )
-    _add_config(capture)
+    add_config(capture)
     capture.set_defaults(run=_capture)
 
     show = commands.add_parser("show", help="print the scores of an output folder as a table")
@@ -106,39 +111,22 @@ def _parser() -> argparse.ArgumentParser:
         help="captured folder to choose the best epoch by (default: a share of the input, by prompt)",
     )
     train.add_argument("--out", required=True, help="folder for the predictor; logs go beside it, to OUT.training")
-    train.add_argument(
-        "--label",
-        required=True,
-        nargs="+",
-        action="extend",
-        metavar="ASPECT=COLUMN",
-        help="the column that holds an aspect's human scores; one output for each aspect",
-    )
-    train.add_argument(
-        "--scale", nargs=2, type=float, default=(SCALE_MIN, SCALE_MAX), metavar=("LOW", "HIGH"), help="of the scores"
-    )
-    _add_config(train)
+    add_labels(train)
+    add_config(train)
     train.set_defaults(run=_train_predictor)
 
+    learning = add_distil(commands), add_conversations(commands)
+
     config = commands.add_parser("config", help="print the configuration")
-    config.add_argument(
-        "--kind", choices=["score", "train-predictor"], default="score", help="of which command (default score)"
-    )
+    config.add_argument("--kind", choices=list(_KINDS), default="score", help="of which command (default score)")
     config.add_argument("--show", action="store_true", help="print the effective configuration (the default)")
     config.add_argument("--docs", action="store_true", help="print every key with its default and its meaning")
-    _add_config(config)
+    add_config(config)
     config.set_defaults(run=_config)
 
-    for command in (score, capture, show, merge, imported, train, config):
+    for command in (score, capture, show, merge, imported, train, *learning, config):
         command.add_argument("-v", "--verbose", action="store_true", help="what Ray and the engine say; tracebacks")
     return parser
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/ and `m3agiqa config --docs`")
-    parser.add_argument(
-        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="e.g. engine.kind=transformers"
-    )
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -148,9 +136,7 @@ def _score(args: argparse.Namespace) -> int:
 def _capture(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.set)
     first_answer = args.prefer or config.capture.first_answer
-    descriptions = config.capture.descriptions | dict(
-        _aspect_column(text, "--description") for text in args.description
-    )
+    descriptions = config.capture.descriptions | aspect_columns(args.description, "--description")
     if descriptions and first_answer == "own":
         value = "--description " + " ".join(f"{aspect}={column}" for aspect, column in descriptions.items())
         raise UserError(value, "is read with --prefer given only", "add --prefer given, or leave it out")
@@ -159,15 +145,6 @@ def _capture(args: argparse.Namespace) -> int:
     )
     predictor = config.predictor.model_copy(update={"path": None})
     return _run(args, config.model_copy(update={"capture": capture, "predictor": predictor}), "states")
-
-
-def _aspect_column(text: str, flag: str) -> tuple[Aspect, str]:
-    aspect, equals, column = text.partition("=")
-    if not equals or not column:
-        raise UserError(f"{flag} {text}", "is not of the form ASPECT=COLUMN", "write e.g. quality=my_column")
-    if aspect not in list(Aspect):
-        raise UserError(f"{flag} {text}", f"{aspect!r} is no aspect", f"take one of {', '.join(Aspect)}")
-    return Aspect(aspect), column
 
 
 def _run(args: argparse.Namespace, config: RunConfig, what: str) -> int:
@@ -221,13 +198,11 @@ def _import_predictor(args: argparse.Namespace) -> int:
 
 def _train_predictor(args: argparse.Namespace) -> int:
     config = load(TrainConfig, args.config, args.set)
-    pairs = [_aspect_column(text, "--label") for text in args.label]
-    if len({aspect for aspect, _ in pairs}) < len(pairs):
-        raise UserError("--label " + " ".join(args.label), "names an aspect twice", "give each aspect one column")
+    columns = aspect_columns(args.label, "--label")
     from m3agiqa.train_predictor import train_predictor
     from m3agiqa.training_run import summary
 
-    labels = {str(aspect): column for aspect, column in pairs}
+    labels = {str(aspect): column for aspect, column in columns.items()}
     low, high = args.scale
     done = train_predictor(
         config,
@@ -237,20 +212,15 @@ def _train_predictor(args: argparse.Namespace) -> int:
         validation=args.validation,
         scale=(low, high),
         verbose=args.verbose,
-        say=_say,
+        say=say,
     )
     for line in summary(done, args.out):
         print(line)
     return 0
 
 
-def _say(line: str) -> None:
-    """Notes go beside the epochs, as a run's output may be kept."""
-    print(line, file=sys.stderr if line.startswith("note: ") else sys.stdout, flush=True)
-
-
 def _config(args: argparse.Namespace) -> int:
-    kind = TrainConfig if args.kind == "train-predictor" else RunConfig
+    kind = _KINDS[args.kind]
     if args.docs:
         print(describe_config(kind))
     else:

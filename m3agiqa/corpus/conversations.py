@@ -16,9 +16,13 @@ from m3agiqa.errors import UserError
 DESCRIPTION, RATING = "description_given", "rating_given"
 """The columns that the first and the second answer of a conversation become."""
 
-# The last quote that ends a sentence: a prompt may hold quotes, and what follows it holds "image's".
-_PROMPT = re.compile(r"original prompt is:\s*'(.*)'\.(?:\s|$)", re.DOTALL)
-_ROLES = ("user", "assistant", "user", "assistant")
+# The last quote that ends a sentence: a prompt may hold quotes, and what follows it holds "image's". The wordings are
+# those of the published files: one of them goes on without a full stop.
+_PROMPT = re.compile(
+    r"original prompt(?: for the image)?(?: is| was)?:\s*'(.*)'(?:\.(?:\s|$)|(?=\s+What can you deduce ))", re.DOTALL
+)
+ROLES = ("user", "assistant", "user", "assistant")
+"""Who says the messages of a whole conversation."""
 
 
 def objects(uri: str) -> Iterator[list[tuple[int, dict[str, Any]]]]:
@@ -29,7 +33,7 @@ def objects(uri: str) -> Iterator[list[tuple[int, dict[str, Any]]]]:
     Raises:
         UserError: not UTF-8, not JSON, not an array, an item that is no object, or a conversation of another form.
     """
-    items = _array(uri)
+    items = array(uri)
     for start in range(0, len(items), ROWS_PER_TABLE):
         part = items[start : start + ROWS_PER_TABLE]
         for number, item in enumerate(part, start=start):
@@ -44,7 +48,12 @@ def prompt_in(question: str) -> str | None:
     return found.group(1) if found else None
 
 
-def _array(uri: str) -> list[Any]:
+def array(uri: str) -> list[Any]:
+    """The items of a file that holds one JSON array.
+
+    Raises:
+        UserError: not UTF-8, not JSON, or not an array.
+    """
     value = f"input {uri}"
     with files.open_stream(uri, "detect") as stream:
         data = stream.read()
@@ -67,20 +76,40 @@ def _flat(uri: str, number: int, item: dict[str, Any]) -> dict[str, Any]:
     """An item without its conversation, whose parts become columns; any other item as it is."""
     if "conversations" not in item:
         return item
-    talk = item["conversations"]
-    roles = tuple(m.get("role") if isinstance(m, dict) else None for m in talk) if isinstance(talk, list) else ()
-    if not roles or roles != _ROLES[: len(roles)] or not all(isinstance(m.get("content"), str) for m in talk):
-        rule = f"the conversation of item {number} is not user, assistant, user, assistant, each with a text"
-        raise UserError(f"input {uri}", rule, "give messages of role and content, as the published files have them")
-    texts = [message["content"] for message in talk] + [None] * (len(_ROLES) - len(talk))
-    made = {"prompt": prompt_in(texts[0]), DESCRIPTION: texts[1], RATING: texts[3]}
+    try:
+        said = texts(item["conversations"])
+    except ValueError as error:
+        rule = f"the conversation of item {number} is not user, assistant, user, assistant, each with a text ({error})"
+        cure = "give messages of role and content, as the published files have them"
+        raise UserError(f"input {uri}", rule, cure) from None
+    whole = said + [None] * (len(ROLES) - len(said))
+    made = {"prompt": prompt_in(said[0]), DESCRIPTION: whole[1], RATING: whole[3]}
     flat = {name: value for name, value in item.items() if name != "conversations"}
     if isinstance(image := item.get("image"), str):
-        flat["image"] = _image(image)
+        flat["image"] = image_here(image)
     return made | flat
 
 
-def _image(image: str) -> str:
+def texts(talk: object) -> list[str]:
+    """The texts of a conversation, which may end early.
+
+    Raises:
+        ValueError: it is no list of messages, or one of them is not by whom its place asks for, or has no text.
+    """
+    if not isinstance(talk, list) or not talk:
+        raise ValueError("no list of messages")
+    if len(talk) > len(ROLES):
+        raise ValueError(f"{len(talk)} messages")
+    for number, (message, role) in enumerate(zip(talk, ROLES, strict=False)):
+        found = message.get("role") if isinstance(message, dict) else None
+        if found != role:
+            raise ValueError(f"message {number} has the role {found!r}, not {role}")
+        if not isinstance(message.get("content"), str):
+            raise ValueError(f"message {number} has no text")
+    return [message["content"] for message in talk]
+
+
+def image_here(image: str) -> str:
     """Of an absolute path of another machine only the last part means anything here."""
     absent = image.startswith("/") and files.kind_of(image) != "file"
     return image.rsplit("/", 1)[-1] if absent else image

@@ -1,0 +1,174 @@
+"""The journal of an output: every answer that was paid for, on the disk before anything else is done with it.
+
+OUT/journal.jsonl holds one JSON object a line, and only ever grows. A line that a crash has torn off is forgotten.
+"""
+
+import fcntl
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from m3agiqa.errors import UserError
+
+JOURNAL = "journal.jsonl"
+
+
+class Verdict(StrEnum):
+    """What an answer is worth."""
+
+    OK = "ok"
+    LEAK = "leak"
+    """It gives the score away."""
+    INVALID = "invalid"
+    """It is not of the form that was asked for."""
+    REFUSED = "refused"
+    """The teacher, or a filter before it, will not answer: asking again would give the same."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one or of many answers; `cached` are among the `input` ones."""
+
+    input: int = 0
+    output: int = 0
+    cached: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(self.input + other.input, self.output + other.output, self.cached + other.cached)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One answer.
+
+    Attributes:
+        id, aspect: the task. asked: digest of the request (`Prompter.digest`).
+        content: the answer as it came. description, rating: what it says, where it could be read.
+        reason: why the verdict is not `ok`. usage: tokens that were paid. cost: null where prices are not known.
+        batch: name of the batch that it came in.
+    """
+
+    id: str
+    aspect: str
+    asked: str
+    verdict: Verdict
+    content: str
+    description: str | None = None
+    rating: str | None = None
+    reason: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    cost: float | None = None
+    batch: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The task's."""
+        return self.id, self.aspect
+
+
+class Journal:
+    """An open journal. A context manager, which keeps other processes off the output.
+
+    Attributes:
+        answers: by task, in the order in which they came.
+        batches: by name, what is known of each batch; see `batch.py`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / JOURNAL
+        self.answers: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.requests = 0
+        self.usage = Usage()
+        self.cost = 0.0
+
+    def __enter__(self) -> "Journal":
+        try:
+            # Unbuffered: what is added is given to the system at once, whatever becomes of this process.
+            self._file = self.path.open("ab+", buffering=0)
+        except OSError as error:
+            raise UserError(str(self.path), f"cannot be written ({error})", "give a folder you own") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise UserError(str(self.path.parent), "another process writes to it", "wait for it, or end it") from None
+        try:
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    @classmethod
+    def peek(cls, folder: Path) -> "Journal":
+        """What the journal of a folder holds, if there is one; nothing is written or locked."""
+        journal = cls(folder)
+        if journal.path.exists():
+            with journal.path.open("rb") as file:
+                journal._take_lines(file)
+        return journal
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+
+    def add(self, entry: Entry) -> None:
+        """Takes an answer; when this returns, it is on the disk."""
+        self._append({"answer": asdict(entry)})
+        self._take(entry)
+
+    def add_batch(self, name: str, **facts: Any) -> None:
+        """Takes what has become known of a batch."""
+        self._append({"batch": {"name": name, **facts}})
+        self.batches.setdefault(name, {}).update(facts)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        data = json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=str).encode() + b"\n"
+        file, before = self._file.fileno(), os.fstat(self._file.fileno()).st_size
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(file, left) :]
+            os.fsync(file)
+        except OSError as error:
+            # Half a line would spoil the next one.
+            os.ftruncate(file, before)
+            raise UserError(str(self.path), f"cannot be written ({error})", "make room") from None
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        # What a crash tore off must not run into the next line.
+        self._file.truncate(self._take_lines(self._file))
+
+    def _take_lines(self, lines: Iterable[bytes]) -> int:
+        """Takes all lines that are whole, and returns their length in bytes."""
+        whole = 0
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            try:
+                content = json.loads(line)
+                if "batch" in content:
+                    facts = content["batch"]
+                    self.batches.setdefault(facts.pop("name"), {}).update(facts)
+                else:
+                    answer = content["answer"]
+                    usage, verdict = Usage(**answer.pop("usage")), Verdict(answer.pop("verdict"))
+                    self._take(Entry(**answer, usage=usage, verdict=verdict))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                cure = "mend or remove that line: it holds an answer that was paid for"
+                raise UserError(str(self.path), f"line {number} cannot be read ({error})", cure) from None
+        return whole
+
+    def _take(self, entry: Entry) -> None:
+        self.answers[entry.key].append(entry)
+        self.requests += 1
+        self.usage += entry.usage
+        self.cost += entry.cost or 0.0
