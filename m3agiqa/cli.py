@@ -1,4 +1,4 @@
-"""The command line: `m3agiqa score | capture | show | merge-adapter | import-predictor | train-predictor | config`."""
+"""The command line: `m3agiqa score | capture | finetune | train-predictor | show | ...`; see `m3agiqa --help`."""
 
 import argparse
 import logging
@@ -10,9 +10,13 @@ from rich.console import Console
 
 from m3agiqa import __version__
 from m3agiqa.aspects import SCALE_MAX, SCALE_MIN, Aspect
-from m3agiqa.config import RunConfig, describe_config, dump_config, load, load_config
+from m3agiqa.config import Config, RunConfig, describe_config, dump_config, load, load_config
 from m3agiqa.errors import UserError
+from m3agiqa.finetune_config import FinetuneConfig
 from m3agiqa.train_config import TrainConfig
+
+_KINDS: dict[str, type[Config]] = {"score": RunConfig, "finetune": FinetuneConfig, "train-predictor": TrainConfig}
+"""The commands that are configured."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +100,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     imported.set_defaults(run=_import_predictor)
 
+    tune = commands.add_parser("finetune", help="train a LoRA adapter on a teacher's descriptions and ratings")
+    tune.add_argument(
+        "--input", required=True, action="append", help="as for score, with the teacher's answers; several may be given"
+    )
+    tune.add_argument(
+        "--validation",
+        action="append",
+        default=[],
+        metavar="INPUT",
+        help="corpus to choose the best step by (default: a share of the input, by prompt)",
+    )
+    tune.add_argument("--out", required=True, help="folder for the adapter; logs go beside it, to OUT.training")
+    for flag, what in (
+        ("--description", "the descriptions (default teacher_ASPECT_description)"),
+        ("--rating", "the rating words (default teacher_ASPECT_rating)"),
+        ("--label", "human scores: to measure by, and to make rating words of where there are none"),
+    ):
+        tune.add_argument(
+            flag, nargs="+", action="extend", default=[], metavar="ASPECT=COLUMN", help=f"the column that holds {what}"
+        )
+    _add_scale(tune)
+    tune.add_argument("--skip-bad", action="store_true", help="go on without rows that cannot be used")
+    _add_config(tune)
+    tune.set_defaults(run=_finetune)
+
     train = commands.add_parser("train-predictor", help="train a predictor on captured states and human scores")
     train.add_argument("--input", required=True, action="append", metavar="CAPTURED", help="folder of m3agiqa capture")
     train.add_argument(
@@ -114,22 +143,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ASPECT=COLUMN",
         help="the column that holds an aspect's human scores; one output for each aspect",
     )
-    train.add_argument(
-        "--scale", nargs=2, type=float, default=(SCALE_MIN, SCALE_MAX), metavar=("LOW", "HIGH"), help="of the scores"
-    )
+    _add_scale(train)
     _add_config(train)
     train.set_defaults(run=_train_predictor)
 
     config = commands.add_parser("config", help="print the configuration")
-    config.add_argument(
-        "--kind", choices=["score", "train-predictor"], default="score", help="of which command (default score)"
-    )
+    config.add_argument("--kind", choices=list(_KINDS), default="score", help="of which command (default score)")
     config.add_argument("--show", action="store_true", help="print the effective configuration (the default)")
     config.add_argument("--docs", action="store_true", help="print every key with its default and its meaning")
     _add_config(config)
     config.set_defaults(run=_config)
 
-    for command in (score, capture, show, merge, imported, train, config):
+    for command in (score, capture, show, merge, imported, tune, train, config):
         command.add_argument("-v", "--verbose", action="store_true", help="what Ray and the engine say; tracebacks")
     return parser
 
@@ -138,6 +163,12 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/ and `m3agiqa config --docs`")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="e.g. engine.kind=transformers"
+    )
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scale", nargs=2, type=float, default=(SCALE_MIN, SCALE_MAX), metavar=("LOW", "HIGH"), help="of the scores"
     )
 
 
@@ -168,6 +199,13 @@ def _aspect_column(text: str, flag: str) -> tuple[Aspect, str]:
     if aspect not in list(Aspect):
         raise UserError(f"{flag} {text}", f"{aspect!r} is no aspect", f"take one of {', '.join(Aspect)}")
     return Aspect(aspect), column
+
+
+def _aspect_columns(texts: Sequence[str], flag: str) -> dict[Aspect, str]:
+    pairs = [_aspect_column(text, flag) for text in texts]
+    if len({aspect for aspect, _ in pairs}) < len(pairs):
+        raise UserError(f"{flag} {' '.join(texts)}", "names an aspect twice", "give each aspect one column")
+    return dict(pairs)
 
 
 def _run(args: argparse.Namespace, config: RunConfig, what: str) -> int:
@@ -219,15 +257,36 @@ def _import_predictor(args: argparse.Namespace) -> int:
     return 0
 
 
+def _finetune(args: argparse.Namespace) -> int:
+    config = load(FinetuneConfig, args.config, args.set)
+    flags = ("--description", "--rating", "--label")
+    descriptions, ratings, labels = (_aspect_columns(getattr(args, flag[2:]), flag) for flag in flags)
+    from m3agiqa.finetune import finetune, summary
+    from m3agiqa.finetuning.talks import Columns
+
+    columns = Columns(descriptions, ratings, labels, tuple(args.scale))
+    done = finetune(
+        config,
+        args.input,
+        args.out,
+        columns,
+        validation=args.validation,
+        skip_bad=args.skip_bad,
+        verbose=args.verbose,
+        say=_say,
+    )
+    for line in summary(done, config):
+        print(line)
+    return 0
+
+
 def _train_predictor(args: argparse.Namespace) -> int:
     config = load(TrainConfig, args.config, args.set)
-    pairs = [_aspect_column(text, "--label") for text in args.label]
-    if len({aspect for aspect, _ in pairs}) < len(pairs):
-        raise UserError("--label " + " ".join(args.label), "names an aspect twice", "give each aspect one column")
+    pairs = _aspect_columns(args.label, "--label")
     from m3agiqa.train_predictor import train_predictor
     from m3agiqa.training_run import summary
 
-    labels = {str(aspect): column for aspect, column in pairs}
+    labels = {str(aspect): column for aspect, column in pairs.items()}
     low, high = args.scale
     done = train_predictor(
         config,
@@ -250,7 +309,7 @@ def _say(line: str) -> None:
 
 
 def _config(args: argparse.Namespace) -> int:
-    kind = TrainConfig if args.kind == "train-predictor" else RunConfig
+    kind = _KINDS[args.kind]
     if args.docs:
         print(describe_config(kind))
     else:

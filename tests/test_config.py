@@ -7,8 +7,9 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.config import RunConfig, describe_config, dump_config, load_config
 from m3agiqa.errors import UserError
 
-# Of scoring runs; that of training is checked in test_train_predictor.py.
-CONFIGS = sorted(p for p in (Path(__file__).parent.parent / "configs").glob("*.yaml") if "train" not in p.name)
+# Of scoring runs; those of trainings are checked in test_train_predictor.py and test_finetune.py.
+TRAININGS = {"train_predictor.yaml", "finetune.yaml"}
+CONFIGS = sorted(p for p in (Path(__file__).parent.parent / "configs").glob("*.yaml") if p.name not in TRAININGS)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)

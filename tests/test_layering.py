@@ -10,14 +10,16 @@ PACKAGE = Path(__file__).parent.parent / "m3agiqa"
 # Earlier layers first; a module may import from its own layer's package or any earlier layer.
 LAYERS: list[set[str]] = [
     {"errors", "aspects"},
-    {"conversation", "records", "images"},
+    {"conversation", "records", "images", "ratings"},
     {"config"},
     {"train_config"},
+    {"finetune_config"},
     {"corpus"},
     {"models"},
     {"adapters"},
     {"predictor"},
     {"engine"},
+    {"finetuning"},
     {"tiny"},
     {"runs"},
     {"opinions"},
@@ -26,7 +28,8 @@ LAYERS: list[set[str]] = [
     {"pipeline"},
     {"tracking"},
     {"training_run"},
-    {"train_predictor"},
+    {"ray_training"},
+    {"train_predictor", "finetune"},
     {"cli"},
 ]
 # What a newcomer's `m3agiqa config` must not wait for.
@@ -36,6 +39,8 @@ LIGHT = {
     "aspects",
     "config",
     "train_config",
+    "finetune_config",
+    "ratings",
     "conversation",
     "records",
     "images",
@@ -100,7 +105,7 @@ def test_light_modules_do_not_load_heavy_packages():
 
 def test_only_scoring_and_training_runs_speak_ray():
     speakers = {unit(p) for p in modules() if any(n.split(".")[0] == "ray" for n in imports(p))}
-    assert speakers == {"pipeline", "train_predictor"}
+    assert speakers == {"pipeline", "ray_training", "train_predictor", "finetune"}
 
 
 def test_files_are_short():

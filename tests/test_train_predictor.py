@@ -406,15 +406,15 @@ def test_other_trackers_get_every_epoch(monkeypatch, tmp_path):
 def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(tmp_path):
     from m3agiqa.training_run import TrainingRun
 
-    run = TrainingRun(tmp_path / "p", {"x": 1}, {}, [], [])
-    for epochs, name in ((1, "1/a"), (2, "1/b"), (3, "2/c"), (4, "2/d")):
+    run = TrainingRun(tmp_path / "p", {"x": 1}, {}, [], [], "predictor.json")
+    for steps, name in ((1, "1/a"), (2, "1/b"), (3, "2/c"), (4, "2/d")):
         folder = Path(run.storage(None), name)
         folder.mkdir(parents=True)
-        (folder / "head.safetensors").write_bytes(bytes(epochs if epochs != 3 else 1))
-        progress = json.dumps({"history": [{}] * epochs, "sizes": {"head.safetensors": epochs}})
-        (folder / "progress.json").write_text(progress if epochs != 4 else progress[:9])
+        (folder / "head.safetensors").write_bytes(bytes(steps if steps != 3 else 1))
+        progress = json.dumps({"step": steps, "sizes": {"head.safetensors": steps}})
+        (folder / "progress.json").write_text(progress if steps != 4 else progress[:9])
     store, copy = run.begun(None)
-    assert json.loads(Path(copy, "progress.json").read_text())["history"] == [{}, {}]
+    assert json.loads(Path(copy, "progress.json").read_text())["step"] == 2
     assert "/begun/2-" in copy
     assert store is not None
     run.forget_checkpoints(None)

@@ -15,16 +15,22 @@ from m3agiqa.errors import UserError
 
 DESCRIPTION, RATING = "description_given", "rating_given"
 """The columns that the first and the second answer of a conversation become."""
+ERROR = "conversation_error"
+"""The column that says what is wrong with a conversation, where such rows are wanted (`lenient`)."""
 
 # The last quote that ends a sentence: a prompt may hold quotes, and what follows it holds "image's".
 _PROMPT = re.compile(r"original prompt is:\s*'(.*)'\.(?:\s|$)", re.DOTALL)
 _ROLES = ("user", "assistant", "user", "assistant")
+_FORM = "is not user, assistant, user, assistant, each with a text"
 
 
-def objects(uri: str) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+def objects(uri: str, *, lenient: bool = False) -> Iterator[list[tuple[int, dict[str, Any]]]]:
     """Lists of (number of the item, object) of a file that holds one JSON array, conversations taken apart.
 
     The file is read whole: a hundred bytes or a kilobyte for each row, as its images are not in it.
+
+    Args:
+        lenient: a conversation of another form becomes a row without one, and with `ERROR`.
 
     Raises:
         UserError: not UTF-8, not JSON, not an array, an item that is no object, or a conversation of another form.
@@ -35,7 +41,7 @@ def objects(uri: str) -> Iterator[list[tuple[int, dict[str, Any]]]]:
         for number, item in enumerate(part, start=start):
             if not isinstance(item, dict):
                 raise UserError(f"input {uri}", f"item {number} is no JSON object", "give an array of objects")
-        yield [(number, _flat(uri, number, item)) for number, item in enumerate(part, start=start)]
+        yield [(number, _flat(uri, number, item, lenient)) for number, item in enumerate(part, start=start)]
 
 
 def prompt_in(question: str) -> str | None:
@@ -63,17 +69,21 @@ def _array(uri: str) -> list[Any]:
     return items
 
 
-def _flat(uri: str, number: int, item: dict[str, Any]) -> dict[str, Any]:
+def _flat(uri: str, number: int, item: dict[str, Any], lenient: bool) -> dict[str, Any]:
     """An item without its conversation, whose parts become columns; any other item as it is."""
     if "conversations" not in item:
         return item
     talk = item["conversations"]
     roles = tuple(m.get("role") if isinstance(m, dict) else None for m in talk) if isinstance(talk, list) else ()
-    if not roles or roles != _ROLES[: len(roles)] or not all(isinstance(m.get("content"), str) for m in talk):
-        rule = f"the conversation of item {number} is not user, assistant, user, assistant, each with a text"
+    wrong = not roles or roles != _ROLES[: len(roles)] or not all(isinstance(m.get("content"), str) for m in talk)
+    if wrong and not lenient:
+        rule = f"the conversation of item {number} {_FORM}"
         raise UserError(f"input {uri}", rule, "give messages of role and content, as the published files have them")
-    texts = [message["content"] for message in talk] + [None] * (len(_ROLES) - len(talk))
-    made = {"prompt": prompt_in(texts[0]), DESCRIPTION: texts[1], RATING: texts[3]}
+    given = [] if wrong else [message["content"] for message in talk]
+    texts = given + [None] * (len(_ROLES) - len(given))
+    made: dict[str, Any] = {"prompt": prompt_in(texts[0] or ""), DESCRIPTION: texts[1], RATING: texts[3]}
+    if lenient:
+        made[ERROR] = f"its conversation {_FORM}" if wrong else None
     flat = {name: value for name, value in item.items() if name != "conversations"}
     if isinstance(image := item.get("image"), str):
         flat["image"] = _image(image)
