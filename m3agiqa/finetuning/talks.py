@@ -1,4 +1,4 @@
-"""The conversations of a corpus: what was asked about which image, what is to be answered, and what is wrong with it."""
+"""The conversations of a corpus: which image, what is to be answered about it, and what is wrong with a row."""
 
 import difflib
 import math
