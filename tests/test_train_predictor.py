@@ -1,6 +1,5 @@
 """Training a predictor from captured sets, with real Ray Train and real processes that are killed."""
 
-import contextlib
 import json
 import os
 import signal
@@ -27,6 +26,7 @@ from m3agiqa.train_predictor import train_predictor
 from m3agiqa.training_run import summary
 from tests import captured_sets
 from tests.captured_sets import SMALL, STATES_OF, rows, write
+from tests.processes import descendants, title
 
 ROOT = Path(__file__).parent.parent
 QUALITY = {"quality": "mos_quality"}
@@ -147,25 +147,6 @@ def kill_worker(beside, after_epochs):
     (worker,) = (pid for pid in descendants(os.getpid()) if "RayTrainWorker" in title(pid))
     os.kill(worker, signal.SIGKILL)
     return worker
-
-
-def title(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-    except OSError:
-        return ""
-
-
-def descendants(pid):
-    """Processes that this one started, and those that they did: nobody else's."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
 
 
 @pytest.mark.slow
