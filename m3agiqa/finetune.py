@@ -313,8 +313,8 @@ def _trainer(job: _Job, share: Share, group: Group) -> tuple[Trainer, Learner]:
         bad = pictures.open()
     train, validation, long = _parts(share, encoder, pictures, context_length(folder, config.model))
     _agree_on_bad([*bad, *long], [bool(train.talks), bool(validation.talks)], job, group)
-    picture = None if pictures is None else pictures.get
-    return Trainer(config, learner, train, validation, picture, group, pad_id(builder)), learner
+    get = None if pictures is None else pictures.get
+    return Trainer(config, learner, train, validation, get, group, pad_id(builder)), learner
 
 
 def _parts(share: Share, encoder: Encoder, pictures: Pictures | None, context: int) -> tuple[Part, Part, list[Bad]]:

@@ -2,9 +2,10 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import IO, Any
 
 import numpy as np
@@ -87,6 +88,7 @@ class Pictures:
         self._pictures, self._shards, self._limits = dict(pictures), shards, limits
         self._processor, self._image_token, self._look = processor, image_token, look
         self._room, self._readers = cache_mib * 2**20, readers
+        self._pool, self._lock = ThreadPoolExecutor(readers), Lock()
         self._kept: dict[int, Prepared] = {}
         self._embedded: dict[int, tuple[int, int]] = {}
         self._spill: IO[bytes] | None = None
@@ -119,12 +121,17 @@ class Pictures:
         self._keep(same)
         return bad
 
-    def get(self, number: int) -> Prepared:
-        """One image, kept or read again."""
-        found = self._kept.get(number)
-        if found is None:
-            _, tensors = self._encode(number)
-            found = Prepared(tensors)
+    def get(self, numbers: Iterable[int]) -> dict[int, Prepared]:
+        """Some images, each once, kept or read again; safe in threads."""
+        wanted = list(dict.fromkeys(numbers))
+        with self._lock:  # the processor's tokenizer is no friend of threads
+            read = dict(self._read_ahead([number for number in wanted if number not in self._kept]))
+        found = {}
+        for number in wanted:
+            again = read.get(number)
+            if isinstance(again, Bad):
+                raise RuntimeError(f"an image that was there is no longer: {again}")
+            found[number] = self._kept[number] if again is None else Prepared(again[1])
         return found
 
     def _keep(self, same: Sequence[tuple[int, Tensors]]) -> None:
@@ -144,21 +151,18 @@ class Pictures:
                 return
 
     def _read_ahead(self, numbers: Sequence[int]) -> Iterator[tuple[int, tuple[list[int], Tensors] | Bad]]:
-        """Files are read and decoded in threads; the processor, whose tokenizer is no friend of threads, here."""
-        with ThreadPoolExecutor(self._readers) as pool:
-            waiting: list[tuple[int, Future[np.ndarray]]] = []
-            for number in [*numbers, *([-1] * self._readers * _AHEAD)]:
-                if number >= 0:
-                    waiting.append((number, pool.submit(self._pixels, number)))
-                if waiting and (number < 0 or len(waiting) > self._readers * _AHEAD):
-                    first, pixels = waiting.pop(0)
-                    try:
-                        yield first, encode_image(self._processor, self._image_token, pixels.result())
-                    except Exception as error:  # noqa: BLE001 - the row boundary: a bad image costs its row
-                        yield first, Bad(self._pictures[first].row, _reason(error))
-
-    def _encode(self, number: int) -> tuple[list[int], Tensors]:
-        return encode_image(self._processor, self._image_token, self._pixels(number))
+        """Images one by one, in order: files are read and decoded in threads, the processor works here."""
+        most = self._readers * _AHEAD
+        waiting: list[tuple[int, Future[np.ndarray]]] = []
+        for i in range(len(numbers) + most):
+            if i < len(numbers):
+                waiting.append((numbers[i], self._pool.submit(self._pixels, numbers[i])))
+            if waiting and (i >= len(numbers) or len(waiting) > most):
+                number, pixels = waiting.pop(0)
+                try:
+                    yield number, encode_image(self._processor, self._image_token, pixels.result())
+                except Exception as error:  # noqa: BLE001 - the row boundary: a bad image costs its row
+                    yield number, Bad(self._pictures[number].row, _reason(error))
 
     def _pixels(self, number: int) -> np.ndarray:
         return decode(self._bytes(number), **self._limits.model_dump()).pixels

@@ -9,7 +9,7 @@ seed and the step's number alone: a training that goes on from a checkpoint take
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -80,7 +80,7 @@ class Trainer:
     """One learner, its optimizer and how far they are.
 
     Args:
-        picture: gives an image ready for the model; None in a training of text only.
+        pictures: gives images ready for the model, by number; None in a training of text only.
         group: the processes that take each step together. All make the same trainer.
     """
 
@@ -90,12 +90,12 @@ class Trainer:
         learner: Learner,
         train: Part,
         validation: Part,
-        picture: Callable[[int], Prepared] | None,
+        pictures: Callable[[Iterable[int]], dict[int, Prepared]] | None,
         group: Group,
         pad: int,
     ) -> None:
         self._config, self._learner, self._group = config, learner, group
-        self._train, self._validation, self._picture, self._pad = train, validation, picture, pad
+        self._train, self._validation, self._pictures, self._pad = train, validation, pictures, pad
         self._size = config.optim.batch_size // group.size
         self._device = next(learner.parameters()).device
         self.model = Parallel(learner, group.size, spread=config.compute.parallel == "fsdp")
@@ -224,9 +224,7 @@ class Trainer:
         """A batch; where there is nothing to put in, one that counts nothing."""
         chosen = list(places) or [0]
         talks = [part.talks[i] for i in chosen]
-        pictures = {}
-        if self._picture is not None:
-            pictures = {number: self._picture(number) for number in dict.fromkeys(talk.picture for talk in talks)}
+        pictures = self._pictures(talk.picture for talk in talks) if self._pictures is not None else {}
         batch = collate(talks, [part.encoded[i] for i in chosen], pictures, self._pad)
         return batch if places else batch.silenced()
 

@@ -38,7 +38,7 @@ def whole_conversation(trainer, corpus, place):
     """The same conversation by the processor's own template, in one piece."""
     talk = trainer._train.talks[place]
     asked = questions(talk.aspect, talk.prompt, "v1")
-    processor = trainer._picture.__self__._processor
+    processor = trainer._pictures.__self__._processor
     said = [asked.first, talk.description, asked.second, talk.word]
     messages = [
         {"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": text}]}
@@ -55,7 +55,7 @@ def test_token_ids_are_those_of_the_template_and_only_answers_are_learnt(model, 
     lengths = set()
     for place, (talk, one) in enumerate(zip(trainer._train.talks, trainer._train.encoded, strict=True)):
         assert one.ids.tolist() == whole_conversation(trainer, corpus, place)["input_ids"][0].tolist()
-        tokenizer = trainer._picture.__self__._processor.tokenizer
+        tokenizer = trainer._pictures.__self__._processor.tokenizer
         learnt = tokenizer.decode(one.ids[one.weights > 0])
         assert learnt == f" {talk.description}<end_of_utterance> {talk.word}<end_of_utterance>"
         assert tokenizer.decode(one.ids[one.rating_at :]).startswith(f" {talk.word}<end_of_utterance>")
@@ -102,9 +102,10 @@ def test_a_padded_batch_is_its_rows(model, corpus):
 
 def test_what_the_vision_side_made_is_kept_or_made_anew_alike(model, corpus):
     kept, anew = (make(settings(model, f"data.cache_mib={mib}"), corpus) for mib in (100, 0))
-    assert kept._picture.__self__.kept == 8
-    assert anew._picture.__self__.kept == 0
-    assert all(kept._picture(i).seen is not None and anew._picture(i).seen is None for i in range(8))
+    assert kept._pictures.__self__.kept == 8
+    assert anew._pictures.__self__.kept == 0
+    assert all(one.seen is not None for one in kept._pictures(range(8)).values())
+    assert all(one.seen is None for one in anew._pictures(range(8)).values())
     places = list(range(8))
     torch.testing.assert_close(outcome(kept, places).loss, outcome(anew, places).loss, rtol=1e-5, atol=1e-5)
 
@@ -227,7 +228,7 @@ def test_the_score_term_pulls_the_expected_rating(plain, corpus):
 def test_collating_shows_each_image_once(plain, corpus):
     trainer = make(settings(plain), corpus)
     talks = trainer._train.talks[:4]
-    pictures = {talk.picture: trainer._picture(talk.picture) for talk in talks}
+    pictures = trainer._pictures(talk.picture for talk in talks)
     batch = collate(talks, trainer._train.encoded[:4], pictures, 0)
     assert batch.image_of == [0, 0, 1, 1]
     assert len(batch.images) == 2
