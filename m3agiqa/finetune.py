@@ -26,14 +26,14 @@ from m3agiqa.engine.prompting import load_processor, prompt_builder
 from m3agiqa.errors import UserError
 from m3agiqa.finetune_config import FinetuneConfig
 from m3agiqa.finetuning.card import SHEET, write_adapter, write_card, write_sheet
-from m3agiqa.finetuning.encoding import Encoded, Encoder, pad_id
+from m3agiqa.finetuning.encoding import Encoder, pad_id
 from m3agiqa.finetuning.figures import figures_line
 from m3agiqa.finetuning.learner import Learner, load_model
 from m3agiqa.finetuning.parts import Share, Split, shares, split
 from m3agiqa.finetuning.pictures import Pictures
 from m3agiqa.finetuning.proof import Exam, exam, proof_line, prove
-from m3agiqa.finetuning.talks import Bad, Columns, Talk, Talks, read_talks
-from m3agiqa.finetuning.trainer import BEST, LAST, Part, Record, Trainer, write_checkpoint
+from m3agiqa.finetuning.talks import Bad, Columns, Talks, read_talks
+from m3agiqa.finetuning.trainer import BEST, LAST, Record, Trainer, encoded_parts, write_checkpoint
 from m3agiqa.models import context_length, model_digest, model_folder
 from m3agiqa.pipeline import connect
 from m3agiqa.predictor.group import Alone, Group, Processes
@@ -311,31 +311,10 @@ def _trainer(job: _Job, share: Share, group: Group) -> tuple[Trainer, Learner]:
             share.pictures, job.shards, config.images, processor, builder.image_token, look=look, **room
         )
         bad = pictures.open()
-    train, validation, long = _parts(share, encoder, pictures, context_length(folder, config.model))
+    train, validation, long = encoded_parts(share, encoder, pictures, context_length(folder, config.model))
     _agree_on_bad([*bad, *long], [bool(train.talks), bool(validation.talks)], job, group)
     get = None if pictures is None else pictures.get
     return Trainer(config, learner, train, validation, get, group, pad_id(builder)), learner
-
-
-def _parts(share: Share, encoder: Encoder, pictures: Pictures | None, context: int) -> tuple[Part, Part, list[Bad]]:
-    """Both parts with their token ids, without what has a bad image or does not fit into the context."""
-    made: list[tuple[list[Talk], list[Encoded]]] = [([], []), ([], [])]
-    bad = []
-    for (talks, encoded), part in zip(made, (share.train, share.validation), strict=True):
-        for talk in part:
-            if pictures is not None and talk.picture not in pictures.tokens:
-                continue
-            one = encoder.encode(talk)
-            if pictures is not None:
-                one = one.expand(pictures.tokens[talk.picture], encoder.builder.image_token_id)
-            if len(one.ids) > context:
-                why = f"{talk.aspect}: the conversation has {len(one.ids)} tokens, and the context {context}"
-                bad.append(Bad(share.pictures[talk.picture].row, why))
-                continue
-            talks.append(talk)
-            encoded.append(one)
-    train, validation = (Part(talks, encoded) for talks, encoded in made)
-    return train, validation, bad
 
 
 def _agree_on_bad(bad: Sequence[Bad], some: list[bool], job: _Job, group: Group) -> None:

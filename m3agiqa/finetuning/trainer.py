@@ -20,13 +20,14 @@ from safetensors.torch import load_file, save_file
 
 from m3agiqa.errors import UserError
 from m3agiqa.finetune_config import FinetuneConfig
-from m3agiqa.finetuning.encoding import Batch, Encoded, collate
+from m3agiqa.finetuning.encoding import Batch, Encoded, Encoder, collate
 from m3agiqa.finetuning.figures import Figures, Judged, figures, value_of
 from m3agiqa.finetuning.learner import Learner, Outcome
 from m3agiqa.finetuning.order import batches_of, pieces
 from m3agiqa.finetuning.parallel import Parallel, add_up, gathered, spread_as
-from m3agiqa.finetuning.pictures import Prepared
-from m3agiqa.finetuning.talks import Talk
+from m3agiqa.finetuning.parts import Share
+from m3agiqa.finetuning.pictures import Pictures, Prepared
+from m3agiqa.finetuning.talks import Bad, Talk
 from m3agiqa.predictor.batches import generator
 from m3agiqa.predictor.group import Group
 
@@ -74,6 +75,33 @@ class Part:
     def lengths(self) -> list[int]:
         """Tokens of each."""
         return [len(one.ids) for one in self.encoded]
+
+
+def encoded_parts(
+    share: Share, encoder: Encoder, pictures: Pictures | None, context: int
+) -> tuple[Part, Part, list[Bad]]:
+    """Training and validation part of a share with their token ids; what does not fit into the context is bad.
+
+    Args:
+        pictures: opened; conversations about an image that it could not read are left out. None: there are none.
+    """
+    made: list[tuple[list[Talk], list[Encoded]]] = [([], []), ([], [])]
+    bad = []
+    for (talks, encoded), part in zip(made, (share.train, share.validation), strict=True):
+        for talk in part:
+            if pictures is not None and talk.picture not in pictures.tokens:
+                continue
+            one = encoder.encode(talk)
+            if pictures is not None:
+                one = one.expand(pictures.tokens[talk.picture], encoder.builder.image_token_id)
+            if len(one.ids) > context:
+                why = f"{talk.aspect}: the conversation has {len(one.ids)} tokens, and the context {context}"
+                bad.append(Bad(share.pictures[talk.picture].row, why))
+                continue
+            talks.append(talk)
+            encoded.append(one)
+    train, validation = (Part(talks, encoded) for talks, encoded in made)
+    return train, validation, bad
 
 
 class Trainer:

@@ -8,14 +8,13 @@ from m3agiqa.aspects import RATING_LEVELS, RATING_WORDS, Aspect
 from m3agiqa.config import load
 from m3agiqa.corpus import open_corpus
 from m3agiqa.engine.prompting import load_processor, prompt_builder
-from m3agiqa.finetune import _parts
 from m3agiqa.finetune_config import FinetuneConfig
 from m3agiqa.finetuning.encoding import Encoder, pad_id
 from m3agiqa.finetuning.learner import Learner, load_model
 from m3agiqa.finetuning.parts import Share
 from m3agiqa.finetuning.pictures import Pictures
 from m3agiqa.finetuning.talks import Columns, read_talks
-from m3agiqa.finetuning.trainer import Trainer
+from m3agiqa.finetuning.trainer import Trainer, encoded_parts
 from m3agiqa.predictor.group import Alone
 from tests.corpora import picture
 
@@ -114,5 +113,5 @@ def make(config: FinetuneConfig, manifest: str, judged: int = 2) -> Trainer:
     room = {"cache_mib": config.data.cache_mib, "readers": 2}
     pictures = Pictures(share.pictures, talks.shards, config.images, processor, builder.image_token, look=look, **room)
     assert pictures.open() == []
-    parts = _parts(share, encoder, pictures, 4096)
+    parts = encoded_parts(share, encoder, pictures, 4096)
     return Trainer(config, learner, parts[0], parts[1], pictures.get, Alone(), pad_id(builder))
