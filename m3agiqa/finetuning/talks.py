@@ -272,7 +272,7 @@ def _check_named(inputs: Mapping[str, Corpus], columns: Columns) -> None:
 
 
 def _no_columns(inputs: Mapping[str, Corpus]) -> UserError:
-    names = {f.name for corpus in inputs.values() for f in corpus.schema if not f.name.startswith("_")}
+    names = {f.name for corpus in inputs.values() for f in corpus.schema if not f.name.startswith("_")} - {ERROR}
     cure = "make them with `m3agiqa distil`, or name others: --description quality=COLUMN --rating quality=COLUMN"
     if DESCRIPTION in names:
         cure = f"say which aspect they are of, e.g. --description quality={DESCRIPTION} --rating quality={RATING}"
