@@ -41,7 +41,7 @@ from m3agiqa.progress import duration
 from m3agiqa.ray_training import check_batch, check_resources, fit, open_board
 from m3agiqa.tracking import check_trackers
 from m3agiqa.training_run import Record as AnyRecord
-from m3agiqa.training_run import Teller, TrainingRun, Wording, out_folder
+from m3agiqa.training_run import Teller, TrainingRun, Wording, out_folder, steps_of
 
 # Bad rows that are named one by one.
 _MOST_NAMED = 100
@@ -170,7 +170,10 @@ def _train(
     use_gpu = check_resources(config.ray)
     board = open_board()
     begun = run.begun(config.ray.storage)
-    checkpoint = None if begun is None else ray_train.Checkpoint(begun[1], begun[0])
+    checkpoint = None
+    if begun is not None:
+        checkpoint = ray_train.Checkpoint(begun[1], begun[0])
+        say(f"going on after step {steps_of(begun[1])}")
     job = _Job(config, [ray.put(share) for share in found], talks.shards, skip_bad, board, checkpoint)
     told: tuple[Any, ...] = (config.track, config.model_dump(mode="json"), lambda: ray.get(board.history.remote()), say)
     with Teller(run, _wording(config), *told, lambda: ray.get(board.notes.remote())):
@@ -262,6 +265,8 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
             ray.get(job.board.begin.remote(trainer.progress.history))
         reports = _Reports(job.board, trainer, rank)
         trainer.run(reports.told, reports.save)
+        if not reports.saved:
+            reports.save()  # all was done before; the driver looks for a checkpoint of this run
     except UserError as error:
         return {"targets": "", "refusal": (error.value, error.rule, error.cure)}
     return {"targets": learner.targets, "refusal": None}
@@ -272,6 +277,7 @@ class _Reports:
 
     def __init__(self, board: Any, trainer: Trainer, rank: int) -> None:
         self._board, self._trainer, self._rank = board, trainer, rank
+        self.saved = False
 
     def told(self, record: Record) -> None:
         """A record is there."""
@@ -281,6 +287,7 @@ class _Reports:
     def save(self) -> None:
         """A checkpoint is due; all workers come here."""
         content, step = self._trainer.checkpoint(), {"step": self._trainer.progress.step}
+        self.saved = True
         if self._rank:
             ray_train.report(step)
             return
@@ -353,7 +360,7 @@ def _wording(config: FinetuneConfig) -> Wording:
         }
 
     return Wording(
-        going_on=lambda records: f"going on after step {records[-1]['step']}",
+        going_on=None,  # records may be ahead of the checkpoint
         line=line,
         at=lambda record: int(record["step"]),
         numbers=numbers,

@@ -195,11 +195,11 @@ class Wording:
     """How one kind of training tells of its records.
 
     Attributes:
-        going_on: a line for a training that goes on after these records.
+        going_on: a line for a training that goes on after these records; None: it is told otherwise.
         line: one for a record. at: the number that a record is tracked under. numbers: what is tracked, by name.
     """
 
-    going_on: Callable[[list[Record]], str]
+    going_on: Callable[[list[Record]], str] | None
     line: Callable[[Record], str]
     at: Callable[[Record], int]
     numbers: Callable[[Record], dict[str, float]]
@@ -234,7 +234,7 @@ class Teller:
 
     def __enter__(self) -> "Teller":
         earlier = (self._run.read() or {}).get(self._run.records, [])
-        if earlier:
+        if earlier and self._wording.going_on is not None:
             self._say(self._wording.going_on(earlier))
         self._told = len(earlier)
         self._thread.start()
@@ -278,6 +278,11 @@ def _checkpoints(store: pafs.FileSystem, path: str) -> dict[str, int]:
                 with store.open_input_stream(f"{folder}/{PROGRESS}") as stream:
                     found[folder] = steps_saved(stream.read(), sizes)
     return {folder: steps for folder, steps in found.items() if steps}
+
+
+def steps_of(copy: str) -> int:
+    """Steps of a checkpoint that `TrainingRun.begun` has copied, by its path."""
+    return int(copy.rpartition("/")[2].partition("-")[0])
 
 
 def steps_saved(progress: bytes, sizes: Mapping[str, int]) -> int:
