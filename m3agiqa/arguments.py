@@ -17,7 +17,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_labels(parser: argparse.ArgumentParser) -> None:
-    """Adds `--label` and `--scale`."""
+    """Adds `--label`, which must be given, and `--scale`."""
     parser.add_argument(
         "--label",
         required=True,
@@ -26,6 +26,11 @@ def add_labels(parser: argparse.ArgumentParser) -> None:
         metavar="ASPECT=COLUMN",
         help="the column that holds an aspect's human scores",
     )
+    add_scale(parser)
+
+
+def add_scale(parser: argparse.ArgumentParser) -> None:
+    """Adds `--scale`."""
     parser.add_argument(
         "--scale", nargs=2, type=float, default=(SCALE_MIN, SCALE_MAX), metavar=("LOW", "HIGH"), help="of the scores"
     )

@@ -1,4 +1,4 @@
-"""The command line: `m3agiqa score | capture | show | distil | conversations | train-predictor | config | ...`."""
+"""The command line: `m3agiqa score | capture | distil | finetune | train-predictor | show | ...`; see `--help`."""
 
 import argparse
 import logging
@@ -9,15 +9,23 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from m3agiqa import __version__
-from m3agiqa.arguments import add_config, add_labels, aspect_columns, say
+from m3agiqa.arguments import add_config, aspect_columns
 from m3agiqa.aspects import Aspect
 from m3agiqa.cli_distil import add_conversations, add_distil
+from m3agiqa.cli_train import add_finetune, add_train_predictor
 from m3agiqa.config import Config, RunConfig, describe_config, dump_config, load, load_config
 from m3agiqa.distil_config import DistilConfig
 from m3agiqa.errors import UserError
+from m3agiqa.finetune_config import FinetuneConfig
 from m3agiqa.train_config import TrainConfig
 
-_KINDS: dict[str, type[Config]] = {"score": RunConfig, "distil": DistilConfig, "train-predictor": TrainConfig}
+_KINDS: dict[str, type[Config]] = {
+    "score": RunConfig,
+    "distil": DistilConfig,
+    "finetune": FinetuneConfig,
+    "train-predictor": TrainConfig,
+}
+"""The commands that are configured."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,21 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     imported.set_defaults(run=_import_predictor)
 
-    train = commands.add_parser("train-predictor", help="train a predictor on captured states and human scores")
-    train.add_argument("--input", required=True, action="append", metavar="CAPTURED", help="folder of m3agiqa capture")
-    train.add_argument(
-        "--validation",
-        action="append",
-        default=[],
-        metavar="CAPTURED",
-        help="captured folder to choose the best epoch by (default: a share of the input, by prompt)",
-    )
-    train.add_argument("--out", required=True, help="folder for the predictor; logs go beside it, to OUT.training")
-    add_labels(train)
-    add_config(train)
-    train.set_defaults(run=_train_predictor)
-
-    learning = add_distil(commands), add_conversations(commands)
+    made = [add(commands) for add in (add_distil, add_conversations, add_finetune, add_train_predictor)]
 
     config = commands.add_parser("config", help="print the configuration")
     config.add_argument("--kind", choices=list(_KINDS), default="score", help="of which command (default score)")
@@ -124,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config(config)
     config.set_defaults(run=_config)
 
-    for command in (score, capture, show, merge, imported, train, *learning, config):
+    for command in (score, capture, show, merge, imported, *made, config):
         command.add_argument("-v", "--verbose", action="store_true", help="what Ray and the engine say; tracebacks")
     return parser
 
@@ -193,29 +187,6 @@ def _import_predictor(args: argparse.Namespace) -> int:
 
     predictor = import_predictor(args.file, args.out, lm_head=args.lm_head, outputs=(str(args.aspect),))
     print(f"predictor: {args.out} (takes {predictor.head.config.takes} of {predictor.head.config.input_width} numbers)")
-    return 0
-
-
-def _train_predictor(args: argparse.Namespace) -> int:
-    config = load(TrainConfig, args.config, args.set)
-    columns = aspect_columns(args.label, "--label")
-    from m3agiqa.train_predictor import train_predictor
-    from m3agiqa.training_run import summary
-
-    labels = {str(aspect): column for aspect, column in columns.items()}
-    low, high = args.scale
-    done = train_predictor(
-        config,
-        args.input,
-        args.out,
-        labels,
-        validation=args.validation,
-        scale=(low, high),
-        verbose=args.verbose,
-        say=say,
-    )
-    for line in summary(done, args.out):
-        print(line)
     return 0
 
 

@@ -5,7 +5,6 @@ the epoch and the process decide, then shuffled within a window. So nothing but 
 a training that was killed goes on from its last epoch to the same weights.
 """
 
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +19,7 @@ import torch
 from ray import train as ray_train
 from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.train.torch import get_device
 from safetensors.torch import load_file
 
 from m3agiqa.errors import UserError
@@ -42,11 +38,12 @@ from m3agiqa.predictor.group import Alone, Processes
 from m3agiqa.predictor.shares import Part, data_digest, labels_of, part
 from m3agiqa.predictor.splits import Parts, split
 from m3agiqa.predictor.states import BYTES_OF_A_NUMBER, decode, states_width
-from m3agiqa.predictor.store import Predictor, build_head
+from m3agiqa.predictor.store import SHEET, Predictor, build_head
 from m3agiqa.predictor.trainer import BEST, EpochRecord, Trainer, head_config, standardisation
+from m3agiqa.ray_training import check_batch, check_resources, fit, open_board
 from m3agiqa.tracking import check_trackers
 from m3agiqa.train_config import TrainConfig
-from m3agiqa.training_run import Teller, TrainingRun, out_folder
+from m3agiqa.training_run import Teller, TrainingRun, of_epochs, out_folder
 
 # Reading waits for files; a share of a CPU lets it in beside the training on a small machine.
 _IO_CPUS = 0.5
@@ -109,9 +106,8 @@ def train_predictor(
     for note in run.notes:
         say(f"note: {note}")
     connect(config.ray.address, int(config.ray.workers * config.ray.cpus) + 2, verbose=verbose)
-    use_gpu = _check_resources(config)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
+    use_gpu = check_resources(config.ray, _IO_CPUS)
+    board = open_board()
     learnt, judged, held = (
         part(conversations, names, keys, config.ray.workers)
         for keys in (parts.train, parts.validation, parts.calibration)
@@ -119,8 +115,9 @@ def train_predictor(
     begun = run.begun(config.ray.storage)
     checkpoint = None if begun is None else ray_train.Checkpoint(begun[1], begun[0])
     job = _Job(config, width, names, scale, learnt, judged, held, board, checkpoint)
-    with Teller(run, config, lambda: ray.get(board.history.remote()), say):
-        result = _fit(job, run, use_gpu, verbose)
+    wording, values = of_epochs(config.optim.epochs), config.model_dump(mode="json")
+    with Teller(run, wording, config.track, values, lambda: ray.get(board.history.remote()), say):
+        result = fit(_work, job, run, config.ray, use_gpu=use_gpu, verbose=verbose)
     history = ray.get(board.history.remote())
     done = _finish(job, run, result, history, common_states_of(sets, names), started)
     run.forget_checkpoints(config.ray.storage)
@@ -132,12 +129,7 @@ def _check_config(config: TrainConfig, scale: tuple[float, float]) -> None:
         raise UserError(
             f"--scale {scale[0]:g} {scale[1]:g}", "does not go up", "give the lowest label, then the highest"
         )
-    if config.optim.batch_size % config.ray.workers:
-        raise UserError(
-            f"optim.batch_size={config.optim.batch_size}",
-            f"is no multiple of the {config.ray.workers} workers that share it",
-            "change it, or ray.workers",
-        )
+    check_batch(config.optim.batch_size, config.ray)
     check_trackers(config.track.to)
 
 
@@ -158,73 +150,8 @@ def _run(
         "data": data_digest(conversations, parts),
     }
     counts = parts.counts(conversations, tuple(labels))
-    return TrainingRun(
-        out, decides, counts, [one.uri for one in conversations.sets], [*conversations.notes, *parts.notes]
-    )
-
-
-def _check_resources(config: TrainConfig) -> bool:
-    """Refuses what the cluster does not have. Returns whether the workers get a GPU each."""
-    has, workers = ray.cluster_resources(), config.ray.workers
-    cpus = workers * config.ray.cpus + _IO_CPUS
-    if cpus > has.get("CPU", 0):
-        raise UserError(
-            f"ray.workers={workers}",
-            f"they and the reading need {cpus:g} CPUs, and the cluster has {has.get('CPU', 0):g}",
-            "ask for fewer, or for fewer ray.cpus each",
-        )
-    gpus = has.get("GPU", 0)
-    if config.ray.use_gpu and gpus < workers:
-        raise UserError("ray.use_gpu=true", f"{workers} workers, but {gpus:g} GPUs", "ask for fewer workers")
-    return bool(gpus >= workers) if config.ray.use_gpu is None else config.ray.use_gpu
-
-
-_TorchTrainer: Any = TorchTrainer
-
-
-class _Trainer(_TorchTrainer):
-    """Ray's trainer without its placement group cleaner.
-
-    The cleaner looks for the training's controller through the dashboard of whichever cluster it finds first.
-    Where there are several on a machine, or no dashboard, it ends a training that is well, or holds up its end.
-    What it would clean up goes with the driver's job anyway.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        found = super()._create_default_callbacks()
-        return [one for one in found if not isinstance(one, PlacementGroupCleanerCallback)]
-
-
-def _fit(job: _Job, run: TrainingRun, use_gpu: bool, verbose: bool) -> Any:
-    """Runs the workers. Returns Ray's result, whose `return_value` is that of `_work`."""
-    settings = job.config.ray
-    resources = {"CPU": settings.cpus, **({"GPU": 1} if use_gpu else {})}
-    if not verbose:
-        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    work: Any = _work  # Ray's types want a plain dict
-    trainer = _Trainer(
-        work,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=resources),
-        run_config=RunConfig(
-            # A name of its own: what an earlier run of Ray's has left is looked through by `begun`.
-            name=f"{time.time_ns()}",
-            storage_path=run.storage(settings.storage),
-            # The one before the last, too: the last may have been lost while it was written.
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-        ),
-    )
-    try:
-        result: Any = trainer.fit()
-    except (ray.exceptions.RayActorError, SystemExit) as error:
-        # Ray Train answers Ctrl-C by ending its controller, and then this process without a word.
-        if isinstance(error, SystemExit) or "exit_actor" in str(error):
-            raise KeyboardInterrupt from None
-        raise
-    if refusal := result.return_value["refusal"]:
-        raise UserError(*refusal)
-    return result
+    notes = [*conversations.notes, *parts.notes]
+    return TrainingRun(out, decides, counts, [one.uri for one in conversations.sets], notes, SHEET)
 
 
 def _work(settings: dict[str, Any]) -> dict[str, Any]:
@@ -349,25 +276,6 @@ class _ChunkSource(Datasource):
         return [ReadTask(read, unknown, per_task_row_limit=per_task_row_limit) for read in reads]
 
 
-class _Board:
-    """The epochs that are done; lives in a Ray actor of its own beside the driver."""
-
-    def __init__(self) -> None:
-        self._history: list[EpochRecord] = []
-
-    def begin(self, history: list[EpochRecord]) -> None:
-        """Workers have started, from these epochs on."""
-        self._history = list(history)
-
-    def add(self, record: EpochRecord) -> None:
-        """An epoch is done and its checkpoint is written."""
-        self._history.append(record)
-
-    def history(self) -> list[EpochRecord]:
-        """All epochs, those of earlier commands included."""
-        return self._history
-
-
 def _finish(
     job: _Job, run: TrainingRun, result: Any, history: list[EpochRecord], states_of: dict[str, str], started: float
 ) -> dict[str, Any]:
@@ -387,7 +295,10 @@ def _finish(
         intervals = {name: one.model_dump() for name, one in predictor.calibration.items()}
         seconds = round(time.monotonic() - started, 3)
         more = {"best_epoch": best["epoch"], "calibration": intervals, "seconds": seconds, "finished": True}
-        return run.finish(predictor, Path(folder), history, **more)
+        run.keep_last(Path(folder))
+        content = run.write(history, **more)
+        predictor.save(run.out)
+        return content
 
 
 def _calibrations(job: _Job, scores: torch.Tensor) -> dict[str, Calibration]:

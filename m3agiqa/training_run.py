@@ -1,12 +1,12 @@
-"""One training of a predictor as it lies on disk, and what is said of it. Knows nothing of Ray.
+"""One training, of a predictor or an adapter, as it lies on disk, and what is said of it. Knows nothing of Ray.
 
-OUT/                          the predictor, once it is done: predictor.safetensors and predictor.json
-OUT.training/training.json    what is trained and on what, and each epoch's numbers, as they come
+OUT/                          what comes out, once it is done
+OUT.training/training.json    what is trained and on what, and the numbers of each epoch or step, as they come
 OUT.training/tensorboard/     the same numbers for TensorBoard
-OUT.training/last/            the last epoch's weights, the optimizer's and the best, in safetensors
+OUT.training/last/            what the training ended with: OUT is what it was at its best
 OUT.training/ray/             checkpoints to go on from; gone once it is done
 
-Beside OUT and not in it, so that a predictor is what it is, wherever and however often it was trained.
+Beside OUT and not in it, so that what comes out is what it is, wherever and however often it was trained.
 """
 
 import contextlib
@@ -18,21 +18,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pyarrow import fs as pafs
 
 from m3agiqa import __version__
 from m3agiqa.corpus.files import is_local, join, locate
 from m3agiqa.errors import UserError
-from m3agiqa.predictor.store import SHEET, Predictor
-from m3agiqa.predictor.trainer import PROGRESS, EpochRecord, epochs_saved
+from m3agiqa.predictor.trainer import EpochRecord
 from m3agiqa.progress import duration
 from m3agiqa.runs import differences
 from m3agiqa.tracking import open_trackers
-from m3agiqa.train_config import TrainConfig
+from m3agiqa.train_config import TrackConfig
 
 SHEET_OF_TRAINING = "training.json"
+PROGRESS = "progress.json"
+"""The file of a checkpoint that says how many steps it holds, and the `sizes` of its other files."""
+Record = Mapping[str, Any]
+"""What is known of an epoch, or after some steps."""
 _POLL_S = 0.3
 # Looks for a checkpoint that is whole and stays long enough to be copied.
 _TRIES = 10
@@ -43,9 +46,11 @@ class TrainingRun:
     """The folders of one training.
 
     Attributes:
-        out: where the predictor goes. parts: everything that decides the weights, by name.
-        counts: images and labels of each part. inputs: the captured sets.
+        out: where its result goes. parts: everything that decides the weights, by name.
+        counts: images and labels of each part. inputs: what is trained on.
         notes: what a reader of the results should know.
+        sheet: the file of the result whose `provenance` names the training.
+        records: the name of the records in training.json.
     """
 
     out: Path
@@ -53,10 +58,12 @@ class TrainingRun:
     counts: dict[str, dict[str, int]]
     inputs: Sequence[str]
     notes: Sequence[str]
+    sheet: str
+    records: str = "epochs"
 
     @property
     def folder(self) -> Path:
-        """What belongs to the training and not to the predictor."""
+        """What belongs to the training and not to its result."""
         return self.out.with_name(f"{self.out.name}.training")
 
     @property
@@ -78,7 +85,7 @@ class TrainingRun:
         """Makes the folders this training's, or checks that they already are.
 
         Returns:
-            What training.json holds, if the predictor is there already.
+            What training.json holds, if the result is there already.
 
         Raises:
             UserError: if there is something else; nothing is changed then.
@@ -89,7 +96,7 @@ class TrainingRun:
             if mine and earlier is not None and self._is_done():
                 return earlier
             raise UserError(f"--out {self.out}", "is there already, and not of this training", "give a new folder")
-        if earlier is not None and not mine and earlier.get("epochs"):
+        if earlier is not None and not mine and earlier.get(self.records):
             changed = ", ".join(differences(earlier.get("parts", {}), self.parts)) or "the version"
             raise UserError(
                 f"--out {self.out}",
@@ -106,7 +113,7 @@ class TrainingRun:
             self.write([])
         return None
 
-    def write(self, history: Sequence[EpochRecord], **more: Any) -> dict[str, Any]:
+    def write(self, history: Sequence[Record], **more: Any) -> dict[str, Any]:
         """Writes training.json whole, and returns what it holds."""
         content = {
             "fingerprint": self.fingerprint,
@@ -116,25 +123,22 @@ class TrainingRun:
             "counts": self.counts,
             "notes": list(self.notes),
             **more,
-            "epochs": list(history),
+            self.records: list(history),
         }
         new = self.folder / f"{SHEET_OF_TRAINING}.new"
         new.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         new.replace(self.folder / SHEET_OF_TRAINING)
         return content
 
-    def finish(self, predictor: Predictor, last: Path, history: Sequence[EpochRecord], **more: Any) -> dict[str, Any]:
-        """Writes the predictor and all that goes beside it.
+    def keep_last(self, folder: Path) -> None:
+        """Keeps what the training ended with.
 
         Args:
-            last: the folder of the last checkpoint. more: what else training.json is to hold.
+            folder: of its files; hidden ones are left out.
         """
         kept = self.folder / "last"
         shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(last, kept, ignore=shutil.ignore_patterns(".*"))
-        content = self.write(history, **more)
-        predictor.save(self.out)
-        return content
+        shutil.copytree(folder, kept, ignore=shutil.ignore_patterns(".*"))
 
     def read(self) -> dict[str, Any] | None:
         """What training.json holds, or None where there is none."""
@@ -149,7 +153,7 @@ class TrainingRun:
             raise UserError(str(file), f"cannot be read ({error})", "remove that folder, or mend it") from None
 
     def begun(self, elsewhere: str | None) -> tuple[pafs.FileSystem, str] | None:
-        """A copy of the checkpoint with most epochs of all earlier commands: its file system and path.
+        """A copy of the checkpoint with most steps of all earlier commands: its file system and path.
 
         Ray Train's own list of them is written in place, so that a driver that is killed may leave it empty.
         A copy, as the workers of that driver may live, and remove old checkpoints, for seconds after it.
@@ -160,13 +164,13 @@ class TrainingRun:
         store, path = locate(self.storage(elsewhere))
         for _ in range(_TRIES):
             with contextlib.suppress(OSError):
-                epochs, last = max(((n, folder) for folder, n in _checkpoints(store, path).items()), default=(0, ""))
-                if not epochs:
+                steps, last = max(((n, folder) for folder, n in _checkpoints(store, path).items()), default=(0, ""))
+                if not steps:
                     return None
-                copy = f"{path}/begun/{epochs}-{time.time_ns()}"
+                copy = f"{path}/begun/{steps}-{time.time_ns()}"
                 store.create_dir(copy, recursive=True)
                 pafs.copy_files(last, copy, source_filesystem=store, destination_filesystem=store)
-                if _checkpoints(store, copy).get(copy) == epochs:
+                if _checkpoints(store, copy).get(copy) == steps:
                     return store, copy
             time.sleep(_POLL_S)
         raise UserError(str(self.out), "its checkpoints change while they are read", "end the other training of it")
@@ -180,17 +184,33 @@ class TrainingRun:
 
     def _is_done(self) -> bool:
         try:
-            provenance = json.loads((self.out / SHEET).read_text(encoding="utf-8"))["provenance"]
+            provenance = json.loads((self.out / self.sheet).read_text(encoding="utf-8"))["provenance"]
             return bool(provenance["training"] == self.fingerprint)
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
 
+@dataclass(frozen=True)
+class Wording:
+    """How one kind of training tells of its records.
+
+    Attributes:
+        going_on: a line for a training that goes on after these records; None: it is told otherwise.
+        line: one for a record. at: the number that a record is tracked under. numbers: what is tracked, by name.
+    """
+
+    going_on: Callable[[list[Record]], str] | None
+    line: Callable[[Record], str]
+    at: Callable[[Record], int]
+    numbers: Callable[[Record], dict[str, float]]
+
+
 class Teller:
-    """Tells of every epoch once, as it is done: a line, training.json and the trackers. A context manager.
+    """Tells of every record once, as it comes: a line, training.json and the trackers. A context manager.
 
     Args:
-        history: gives the epochs that are done, those of earlier commands included.
+        values: the settings, for the trackers.
+        history: gives the records so far, those of earlier commands included. notes: gives what is to be said beside.
         say: takes the lines.
 
     Raises:
@@ -200,20 +220,22 @@ class Teller:
     def __init__(
         self,
         run: TrainingRun,
-        config: TrainConfig,
-        history: Callable[[], list[EpochRecord]],
+        wording: Wording,
+        track: TrackConfig,
+        values: Mapping[str, Any],
+        history: Callable[[], list[Any]],
         say: Callable[[str], None],
+        notes: Callable[[], list[str]] = list,
     ) -> None:
-        self._run, self._epochs, self._history, self._say = run, config.optim.epochs, history, say
-        values, track = config.model_dump(mode="json"), config.track
+        self._run, self._wording, self._history, self._notes, self._say = run, wording, history, notes, say
         self._trackers = open_trackers(run.folder / "tensorboard", track.to, track.project, run.out.name, values)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="epochs", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="records", daemon=True)
 
     def __enter__(self) -> "Teller":
-        earlier = (self._run.read() or {}).get("epochs", [])
-        if earlier:
-            self._say(f"going on after epoch {len(earlier)}")
+        earlier = (self._run.read() or {}).get(self._run.records, [])
+        if earlier and self._wording.going_on is not None:
+            self._say(self._wording.going_on(earlier))
         self._told = len(earlier)
         self._thread.start()
         return self
@@ -225,9 +247,12 @@ class Teller:
             tracker.close()
 
     def _watch(self) -> None:
-        ended = False
+        ended, noted = False, 0
         while not ended:
             ended = self._stop.wait(_POLL_S)
+            for note in (notes := self._notes())[noted:]:
+                self._say(f"note: {note}")
+            noted = max(noted, len(notes))
             history = self._history()
             new = history[self._told :]
             if new:
@@ -235,13 +260,13 @@ class Teller:
                 self._told = len(history)
                 self._run.write(history)
             for record in new:
-                self._say(epoch_line(record, self._epochs))
+                self._say(self._wording.line(record))
                 for tracker in self._trackers:
-                    tracker.log(record["epoch"], numbers_of(record))
+                    tracker.log(self._wording.at(record), self._wording.numbers(record))
 
 
 def _checkpoints(store: pafs.FileSystem, path: str) -> dict[str, int]:
-    """Folders at or under a path that hold a whole checkpoint, with its number of epochs."""
+    """Folders at or under a path that hold a whole checkpoint, with its number of steps."""
     folders: dict[str, dict[str, int]] = {}
     for info in store.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True)):
         if info.type == pafs.FileType.File:
@@ -251,12 +276,31 @@ def _checkpoints(store: pafs.FileSystem, path: str) -> dict[str, int]:
         with contextlib.suppress(OSError):
             if PROGRESS in sizes:
                 with store.open_input_stream(f"{folder}/{PROGRESS}") as stream:
-                    found[folder] = epochs_saved(stream.read(), sizes)
-    return {folder: epochs for folder, epochs in found.items() if epochs}
+                    found[folder] = steps_saved(stream.read(), sizes)
+    return {folder: steps for folder, steps in found.items() if steps}
+
+
+def steps_of(copy: str) -> int:
+    """Steps of a checkpoint that `TrainingRun.begun` has copied, by its path."""
+    return int(copy.rpartition("/")[2].partition("-")[0])
+
+
+def steps_saved(progress: bytes, sizes: Mapping[str, int]) -> int:
+    """Steps that a checkpoint holds; 0 if it is not whole.
+
+    Args:
+        progress: what its `PROGRESS` holds. sizes: of its files, by name.
+    """
+    try:
+        found = json.loads(progress)
+        whole = all(sizes.get(name) == size for name, size in found["sizes"].items())
+        return int(found["step"]) if whole else 0
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 0
 
 
 def out_folder(out: str) -> Path:
-    """The folder of the predictor.
+    """The folder of the result.
 
     Raises:
         UserError: for a URI.
@@ -264,6 +308,20 @@ def out_folder(out: str) -> Path:
     if not is_local(out):
         raise UserError(f"--out {out}", "is no local folder", "give one; ray.storage may be a URI for the checkpoints")
     return Path(out).expanduser().absolute()
+
+
+def of_epochs(epochs: int) -> Wording:
+    """How the training of a predictor tells of its epochs.
+
+    Args:
+        epochs: the most there can be.
+    """
+    return Wording(
+        going_on=lambda records: f"going on after epoch {len(records)}",
+        line=lambda record: epoch_line(cast(EpochRecord, record), epochs),
+        at=lambda record: int(record["epoch"]),
+        numbers=lambda record: numbers_of(cast(EpochRecord, record)),
+    )
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:

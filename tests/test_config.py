@@ -8,7 +8,7 @@ from m3agiqa.config import RunConfig, describe_config, dump_config, load_config
 from m3agiqa.errors import UserError
 
 # Of scoring runs; those of training are checked beside what they train.
-OTHERS = {"train_predictor.yaml", "distil.yaml"}
+OTHERS = {"train_predictor.yaml", "distil.yaml", "finetune.yaml"}
 CONFIGS = sorted(p for p in (Path(__file__).parent.parent / "configs").glob("*.yaml") if p.name not in OTHERS)
 
 

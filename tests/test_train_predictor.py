@@ -1,6 +1,5 @@
 """Training a predictor from captured sets, with real Ray Train and real processes that are killed."""
 
-import contextlib
 import json
 import os
 import signal
@@ -27,6 +26,7 @@ from m3agiqa.train_predictor import train_predictor
 from m3agiqa.training_run import summary
 from tests import captured_sets
 from tests.captured_sets import SMALL, STATES_OF, rows, write
+from tests.processes import descendants, title
 
 ROOT = Path(__file__).parent.parent
 QUALITY = {"quality": "mos_quality"}
@@ -147,25 +147,6 @@ def kill_worker(beside, after_epochs):
     (worker,) = (pid for pid in descendants(os.getpid()) if "RayTrainWorker" in title(pid))
     os.kill(worker, signal.SIGKILL)
     return worker
-
-
-def title(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-    except OSError:
-        return ""
-
-
-def descendants(pid):
-    """Processes that this one started, and those that they did: nobody else's."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
 
 
 @pytest.mark.slow
@@ -406,15 +387,15 @@ def test_other_trackers_get_every_epoch(monkeypatch, tmp_path):
 def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(tmp_path):
     from m3agiqa.training_run import TrainingRun
 
-    run = TrainingRun(tmp_path / "p", {"x": 1}, {}, [], [])
-    for epochs, name in ((1, "1/a"), (2, "1/b"), (3, "2/c"), (4, "2/d")):
+    run = TrainingRun(tmp_path / "p", {"x": 1}, {}, [], [], "predictor.json")
+    for steps, name in ((1, "1/a"), (2, "1/b"), (3, "2/c"), (4, "2/d")):
         folder = Path(run.storage(None), name)
         folder.mkdir(parents=True)
-        (folder / "head.safetensors").write_bytes(bytes(epochs if epochs != 3 else 1))
-        progress = json.dumps({"history": [{}] * epochs, "sizes": {"head.safetensors": epochs}})
-        (folder / "progress.json").write_text(progress if epochs != 4 else progress[:9])
+        (folder / "head.safetensors").write_bytes(bytes(steps if steps != 3 else 1))
+        progress = json.dumps({"step": steps, "sizes": {"head.safetensors": steps}})
+        (folder / "progress.json").write_text(progress if steps != 4 else progress[:9])
     store, copy = run.begun(None)
-    assert json.loads(Path(copy, "progress.json").read_text())["history"] == [{}, {}]
+    assert json.loads(Path(copy, "progress.json").read_text())["step"] == 2
     assert "/begun/2-" in copy
     assert store is not None
     run.forget_checkpoints(None)

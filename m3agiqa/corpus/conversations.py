@@ -15,6 +15,8 @@ from m3agiqa.errors import UserError
 
 DESCRIPTION, RATING = "description_given", "rating_given"
 """The columns that the first and the second answer of a conversation become."""
+ERROR = "conversation_error"
+"""The column that says what is wrong with a conversation, where such rows are wanted (`lenient`)."""
 
 # The last quote that ends a sentence: a prompt may hold quotes, and what follows it holds "image's". The wordings are
 # those of the published files: one of them goes on without a full stop.
@@ -25,10 +27,13 @@ ROLES = ("user", "assistant", "user", "assistant")
 """Who says the messages of a whole conversation."""
 
 
-def objects(uri: str) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+def objects(uri: str, *, lenient: bool = False) -> Iterator[list[tuple[int, dict[str, Any]]]]:
     """Lists of (number of the item, object) of a file that holds one JSON array, conversations taken apart.
 
     The file is read whole: a hundred bytes or a kilobyte for each row, as its images are not in it.
+
+    Args:
+        lenient: a conversation of another form becomes a row without one, and with `ERROR`.
 
     Raises:
         UserError: not UTF-8, not JSON, not an array, an item that is no object, or a conversation of another form.
@@ -39,7 +44,7 @@ def objects(uri: str) -> Iterator[list[tuple[int, dict[str, Any]]]]:
         for number, item in enumerate(part, start=start):
             if not isinstance(item, dict):
                 raise UserError(f"input {uri}", f"item {number} is no JSON object", "give an array of objects")
-        yield [(number, _flat(uri, number, item)) for number, item in enumerate(part, start=start)]
+        yield [(number, _flat(uri, number, item, lenient)) for number, item in enumerate(part, start=start)]
 
 
 def prompt_in(question: str) -> str | None:
@@ -72,18 +77,22 @@ def array(uri: str) -> list[Any]:
     return items
 
 
-def _flat(uri: str, number: int, item: dict[str, Any]) -> dict[str, Any]:
+def _flat(uri: str, number: int, item: dict[str, Any], lenient: bool) -> dict[str, Any]:
     """An item without its conversation, whose parts become columns; any other item as it is."""
     if "conversations" not in item:
         return item
+    made: dict[str, Any]
     try:
         said = texts(item["conversations"])
+        whole = said + [None] * (len(ROLES) - len(said))
+        made = {"prompt": prompt_in(said[0]), DESCRIPTION: whole[1], RATING: whole[3]}
+        made |= {ERROR: None} if lenient else {}
     except ValueError as error:
-        rule = f"the conversation of item {number} is not user, assistant, user, assistant, each with a text ({error})"
-        cure = "give messages of role and content, as the published files have them"
-        raise UserError(f"input {uri}", rule, cure) from None
-    whole = said + [None] * (len(ROLES) - len(said))
-    made = {"prompt": prompt_in(said[0]), DESCRIPTION: whole[1], RATING: whole[3]}
+        rule = f"is not user, assistant, user, assistant, each with a text ({error})"
+        if not lenient:
+            cure = "give messages of role and content, as the published files have them"
+            raise UserError(f"input {uri}", f"the conversation of item {number} {rule}", cure) from None
+        made = {"prompt": None, DESCRIPTION: None, RATING: None, ERROR: f"its conversation {rule}"}
     flat = {name: value for name, value in item.items() if name != "conversations"}
     if isinstance(image := item.get("image"), str):
         flat["image"] = image_here(image)

@@ -35,6 +35,7 @@ def open_corpus(
     drop: Sequence[str] = (),
     reserved: Collection[str] = (),
     rows_per_shard: int = DEFAULT_ROWS_PER_SHARD,
+    lenient: bool = False,
 ) -> Corpus:
     """Opens a corpus: checks what can be checked without reading the images, and cuts it into shards.
 
@@ -55,12 +56,13 @@ def open_corpus(
         drop: columns that shall not pass through.
         reserved: names that no column may pass through under.
         rows_per_shard: about how many rows a shard has, where the input can be cut.
+        lenient: a published conversation of another form is a row that says so (`conversations.ERROR`), and no error.
 
     Raises:
         UserError: whatever makes the input unusable as a whole. An image that is missing is no such thing.
     """
     columns = (image_column, prompt_column, id_column, generator_column)
-    options = Options(*columns, tuple(drop), reserved, rows_per_shard, images, text_only)
+    options = Options(*columns, tuple(drop), reserved, rows_per_shard, images, text_only, lenient)
     try:
         listing = files.expand(uri)
         kind, names = _choose(uri, listing.names)

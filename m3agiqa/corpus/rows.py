@@ -72,6 +72,7 @@ class Options:
     rows_per_shard: int
     images: str | None = None
     text_only: bool = False
+    lenient: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ with quoted line breaks cannot be cut at an arbitrary byte.
 """
 
 import codecs
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from m3agiqa.errors import UserError
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 JSON_ARRAY = ".json"
+LENIENT = ".json, bad conversations too"
 COMPRESSED = (".gz", ".bz2", ".zst")
 
 _BLOCK_BYTES = 8 * 2**20
@@ -84,7 +86,7 @@ def open_text(listing: files.Listing, options: Options) -> Corpus:
     Raises:
         UserError: no rows, bad UTF-8, a ragged or malformed line, ids that are missing or not unique, column trouble.
     """
-    parts = [(source, str(format_of(source.name))) for source in sources(listing, options.images)]
+    parts = [(source, _format(source.name, options)) for source in sources(listing, options.images)]
     value = f"input {parts[0][0].uri}"
     columns = [name for source, kind in parts for name in _csv_header(source.uri, kind, options)]
     if columns and not any(kind in _BY_ITEM for _, kind in parts):
@@ -101,6 +103,11 @@ def open_text(listing: files.Listing, options: Options) -> Corpus:
     schema = corpus_schema(pa.field(name, types[name]) for name in mapping.others)
     shards = tuple(TextShard(source, kind, mapping, types, schema) for source, kind in parts)
     return Corpus(shards, schema, rows, tuple(notes))
+
+
+def _format(name: str, options: Options) -> str:
+    kind = str(format_of(name))
+    return LENIENT if kind == JSON_ARRAY and options.lenient else kind
 
 
 class _Guess:
@@ -260,6 +267,7 @@ def _json_blocks(uri: str) -> Iterator[list[tuple[int, dict[str, Any]]]]:
 _BY_ITEM: dict[str, Callable[[str], Iterator[list[tuple[int, dict[str, Any]]]]]] = {
     ".jsonl": _json_blocks,
     JSON_ARRAY: conversations.objects,
+    LENIENT: functools.partial(conversations.objects, lenient=True),
 }
 """The formats in which every row is an object with names of its own."""
 

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from m3agiqa import conversation
 from m3agiqa.adapters import add_to_transformers, distinct, load_adapters, use_adapter
@@ -20,6 +18,7 @@ from m3agiqa.config import RunConfig
 from m3agiqa.engine.base import Item, ItemFailed, ItemRejected, Outcome
 from m3agiqa.engine.capture import Keeper
 from m3agiqa.engine.context import check_context, smaller
+from m3agiqa.engine.pictures import encode_image, image_inputs
 from m3agiqa.engine.prompting import load_processor, prompt_builder
 from m3agiqa.engine.rating import prefixes, rating_probs
 from m3agiqa.models import context_length, model_folder, takes_images
@@ -141,7 +140,9 @@ class TransformersEngine:
 
     def _open(self, index: int, item: Item) -> list[_Talk]:
         """The conversations of one item, with the image's tokens put in for its placeholder."""
-        expansion, image = ([], {}) if item.pixels is None else self._encode_image(item.pixels)
+        expansion, image = [], {}
+        if item.pixels is not None:
+            expansion, image = encode_image(self._processor, self._builder.image_token, item.pixels)
         talks = []
         for aspect in item.aspects:
             questions = conversation.questions(aspect, item.prompt, self._scoring.conversation)
@@ -155,17 +156,6 @@ class TransformersEngine:
             check_context(len(ids), second, self._scoring, self._context, described)
             talks.append(_Talk(index, aspect, questions, ids, image, given, answer))
         return talks
-
-    def _encode_image(self, pixels: np.ndarray) -> tuple[list[int], dict[str, Any]]:
-        assert self._processor is not None
-        encoded = self._processor(
-            text=[self._builder.image_token],
-            images=[[Image.fromarray(pixels)]],
-            add_special_tokens=False,
-            return_tensors="pt",
-        )
-        tensors = {key: value for key, value in encoded.items() if key not in ("input_ids", "attention_mask")}
-        return encoded["input_ids"][0].tolist(), tensors
 
     def _describe(self, talks: list[_Talk]) -> None:
         own = [talk for talk in talks if talk.given is None]
@@ -229,14 +219,10 @@ class TransformersEngine:
             ids[i, at] = torch.tensor(prompt, device=self._device)
             mask[i, at] = 1
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        for key in talks[0].image:
-            if key == "mm_token_type_ids":
-                inputs[key] = (ids == self._builder.image_token_id).long()
-                continue
-            values = [talk.image[key] for talk in talks]
-            inputs[key] = _stack(values).to(self._device)
-            if inputs[key].is_floating_point():
-                inputs[key] = inputs[key].to(self._model.dtype)
+        if talks[0].image:
+            images = image_inputs([talk.image for talk in talks], ids, self._builder.image_token_id)
+            for key, values in images.items():
+                inputs[key] = values.to(self._model.dtype) if values.is_floating_point() else values
         return inputs
 
     def _until_stop(self, ids: list[int]) -> list[int]:
@@ -258,14 +244,3 @@ class TransformersEngine:
             captured=talk.captured,
             note=talk.note,
         )
-
-
-def _stack(values: list[torch.Tensor]) -> torch.Tensor:
-    """Joins per-image tensors along the batch, padding the number of image tiles with zeros."""
-    if values[0].dim() >= 4 and len({v.shape[1:] for v in values}) > 1:
-        shape = [max(v.shape[d] for v in values) for d in range(1, values[0].dim())]
-        padded = [v.new_zeros(v.shape[0], *shape) for v in values]
-        for target, value in zip(padded, values, strict=True):
-            target[tuple(slice(0, n) for n in value.shape)] = value
-        values = padded
-    return torch.cat(values)

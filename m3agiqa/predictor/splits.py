@@ -58,11 +58,11 @@ def split(conversations: Conversations, config: TrainConfig, names: Sequence[str
     groups = _groups(conversations, by_prompt=config.data.split_by != "id")
     images = [i for i, part in enumerate(part_of) if part == "train"]
     if "val" not in part_of:
-        for i in _hold_out(images, groups, config.data.validation_share, rng):
+        for i in hold_out(images, groups, config.data.validation_share, rng):
             part_of[i] = "val"
     images = [i for i in images if part_of[i] == "train"]
     if config.calibration.share:
-        for i in _hold_out(images, groups, config.calibration.share, rng):
+        for i in hold_out(images, groups, config.calibration.share, rng):
             part_of[i] = "calibration"
     of_conversation = np.array(part_of)[conversations.image]
     train, validation, calibration = (np.flatnonzero(of_conversation == p) for p in ("train", "val", "calibration"))
@@ -82,7 +82,7 @@ def _given(conversations: Conversations, config: TrainConfig, training_sets: int
     part_of = ["train" if origin < training_sets else "val" for origin in conversations.origin]
     if config.data.split_by != "split":
         return part_of
-    unknown = Counter(str(one) for one in conversations.splits if one not in _NAMES)
+    unknown = Counter(str(one) for one in conversations.splits if part_of_name(one) is None)
     if unknown:
         value, count = unknown.most_common(1)[0]
         rule = f"{count} images have the value {value} in the column split"
@@ -105,7 +105,12 @@ def _groups(conversations: Conversations, *, by_prompt: bool) -> list[str]:
     return [f"prompt {prompt}" if by_prompt and prompt is not None else f"id {one}" for prompt, one in pairs]
 
 
-def _hold_out(images: Sequence[int], groups: Sequence[str], share: float, rng: np.random.Generator) -> list[int]:
+def part_of_name(value: str | None) -> str | None:
+    """`train`, `val` or `test` of what a column `split` holds; None for anything else."""
+    return _NAMES.get(str(value))
+
+
+def hold_out(images: Sequence[int], groups: Sequence[str], share: float, rng: np.random.Generator) -> list[int]:
     """Whole groups at random until they hold the share of the images."""
     members: dict[str, list[int]] = {}
     for i in images:

@@ -10,7 +10,7 @@ Shapes: b conversations of this process, B of a whole step, T tokens, H numbers 
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypedDict
@@ -294,20 +294,6 @@ class Trainer:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: value.detach().cpu().clone().contiguous() for name, value in self.head.state_dict().items()}
-
-
-def epochs_saved(progress: bytes, sizes: Mapping[str, int]) -> int:
-    """Epochs that a checkpoint holds; 0 if it is not whole.
-
-    Args:
-        progress: what its `PROGRESS` holds. sizes: of its files, by name.
-    """
-    try:
-        found = json.loads(progress)
-        whole = all(sizes.get(name) == size for name, size in found["sizes"].items())
-        return len(found["history"]) if whole else 0
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return 0
 
 
 def head_config(config: TrainConfig, input_width: int, outputs: tuple[str, ...]) -> HeadConfig:

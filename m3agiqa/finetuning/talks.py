@@ -1,0 +1,280 @@
+"""The conversations of a corpus: which image, what is to be answered about it, and what is wrong with a row."""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from m3agiqa.aspects import SCALE_MAX, SCALE_MIN, Aspect
+from m3agiqa.conversation import parse_rating
+from m3agiqa.corpus import Corpus, Shard
+from m3agiqa.corpus.conversations import DESCRIPTION, ERROR, RATING
+from m3agiqa.errors import UserError
+from m3agiqa.ratings import Bins, equal_bins
+
+SPLIT = "split"
+"""The column that names a row's part."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold the answers and the human scores.
+
+    Attributes:
+        descriptions, ratings: of the columns that do not have the usual names, by aspect.
+        labels: of the human scores, by aspect. scale: the lowest and the highest of them.
+    """
+
+    descriptions: Mapping[Aspect, str] = field(default_factory=dict)
+    ratings: Mapping[Aspect, str] = field(default_factory=dict)
+    labels: Mapping[Aspect, str] = field(default_factory=dict)
+    scale: tuple[float, float] = (SCALE_MIN, SCALE_MAX)
+
+    def description(self, aspect: Aspect) -> str:
+        """The column of the first answers; `teacher_quality_description` unless another is named."""
+        return self.descriptions.get(aspect, f"teacher_{aspect}_description")
+
+    def rating(self, aspect: Aspect) -> str:
+        """The column of the rating words."""
+        return self.ratings.get(aspect, f"teacher_{aspect}_rating")
+
+    @property
+    def bins(self) -> Bins:
+        """What makes words of scores where there are none."""
+        return equal_bins(*self.scale)
+
+
+@dataclass(frozen=True)
+class Talk:
+    """One conversation.
+
+    Attributes:
+        picture: number of its image. word: one of the five.
+        score: the human score on the scale of 0 to 5, or None where there is none.
+    """
+
+    picture: int
+    aspect: Aspect
+    prompt: str | None
+    description: str
+    word: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One row of a corpus: where its image is.
+
+    Attributes:
+        row: how errors call it. id, prompt, split: of the row.
+        uri: of the image; None where it is embedded, or the corpus has none.
+        place: number of the shard and of the row in it, where the image is embedded.
+        origin: number of its input.
+    """
+
+    row: str
+    id: str
+    prompt: str | None
+    split: str | None
+    uri: str | None
+    place: tuple[int, int] | None
+    origin: int
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A row that cannot be trained on, and why."""
+
+    row: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.row}: {self.why}"
+
+
+@dataclass
+class Talks:
+    """All conversations, and the rows they are of.
+
+    Attributes:
+        shards: those that embedded images are read from.
+        bad: rows that cannot be used. aspects: those that there are conversations of.
+    """
+
+    talks: list[Talk] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    shards: list[Shard] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
+    aspects: tuple[Aspect, ...] = ()
+    silent: int = 0
+    """Rows that hold no conversation."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The columns of one input, by aspect; a column that it lacks is None."""
+
+    description: Mapping[Aspect, str]
+    rating: Mapping[Aspect, str | None]
+    label: Mapping[Aspect, str | None]
+
+    @property
+    def names(self) -> list[str]:
+        """Every column to read."""
+        found = [*self.description.values(), *self.rating.values(), *self.label.values()]
+        return list(dict.fromkeys(name for name in found if name is not None))
+
+
+def read_talks(inputs: Mapping[str, Corpus], columns: Columns) -> Talks:
+    """Reads all rows of some corpora, but for their images.
+
+    Args:
+        inputs: URI -> the corpus, opened `lenient`.
+
+    Raises:
+        UserError: for columns that are named and not there, or not of text or numbers, and if there are none.
+    """
+    _check_named(inputs, columns)
+    found = Talks()
+    present: set[Aspect] = set()
+    for origin, (uri, corpus) in enumerate(inputs.items()):
+        plan = _plan(uri, corpus.schema, columns)
+        present |= set(plan.description)
+        for row, label, picture in _rows(uri, origin, corpus, plan, found.shards, several=len(inputs) > 1):
+            _take(row, label, picture, plan, columns, found)
+    if not present:
+        raise _no_columns(inputs)
+    found.aspects = tuple(aspect for aspect in Aspect if aspect in present)
+    return found
+
+
+def _rows(
+    uri: str, origin: int, corpus: Corpus, plan: _Plan, shards: list[Shard], *, several: bool
+) -> Iterator[tuple[dict[str, Any], str, Picture]]:
+    """Rows with how they are called; shards that embed images are added to `shards`."""
+    wanted = ["id", "prompt", "_uri", *plan.names]
+    wanted += [name for name in (SPLIT, ERROR) if name in corpus.schema.names and name not in wanted]
+    at = 0
+    for shard in corpus.shards:
+        in_shard, number = 0, len(shards)
+        for table in shard.read():
+            embedded = table["_bytes"].is_valid().to_pylist()
+            if any(embedded) and len(shards) == number:
+                shards.append(shard)
+            for row, embeds in zip(table.select(wanted).to_pylist(), embedded, strict=True):
+                label = f"{f'{uri} ' if several else ''}row {at} (id {row['id']})"
+                place = (number, in_shard) if embeds else None
+                split = row.get(SPLIT)
+                named = None if split is None else str(split)
+                yield row, label, Picture(label, row["id"], row["prompt"], named, row["_uri"], place, origin)
+                at, in_shard = at + 1, in_shard + 1
+
+
+def _take(row: dict[str, Any], label: str, picture: Picture, plan: _Plan, columns: Columns, found: Talks) -> None:
+    """Adds a row's conversations, or what is wrong with it."""
+    why = [row[ERROR]] if row.get(ERROR) else []
+    talks: list[Talk] = []
+    for aspect, column in plan.description.items():
+        values = (row[column], _value(row, plan.rating[aspect]), _value(row, plan.label[aspect]))
+        # A teacher that was not asked has left nothing; an answer that is empty is a fault.
+        if values[0] is None and (values[1] is None or plan.rating[aspect] is None):
+            continue
+        try:
+            description, word, score = _answers(values, columns, picture.prompt, aspect)
+            talks.append(Talk(len(found.pictures), aspect, picture.prompt, description, word, score))
+        except ValueError as error:
+            why.append(f"{aspect}: {error}")
+    if why:
+        found.bad.append(Bad(label, "; ".join(why)))
+    elif talks:
+        found.talks += talks
+        found.pictures.append(picture)
+    else:
+        found.silent += 1
+
+
+def _value(row: Mapping[str, Any], column: str | None) -> Any:
+    return None if column is None else row[column]
+
+
+def _answers(
+    values: tuple[Any, Any, Any], columns: Columns, prompt: str | None, aspect: Aspect
+) -> tuple[str, str, float | None]:
+    """Description, word and score of a conversation.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    description, rating, label = values
+    if not (description or "").strip():
+        raise ValueError("the description is empty")
+    if prompt is None and aspect.needs_prompt:
+        raise ValueError("there is no prompt")
+    score = None
+    if label is not None:
+        low, high = columns.scale
+        if not math.isfinite(label) or not low <= label <= high:
+            raise ValueError(f"the score {label:g} is outside the scale {low:g} to {high:g}")
+        score = SCALE_MIN + (label - low) / (high - low) * (SCALE_MAX - SCALE_MIN)
+    if rating is None:
+        if label is None:
+            raise ValueError("there is neither a rating word nor a score")
+        return description, columns.bins.word(label), score
+    word = parse_rating(rating)
+    if not rating.strip():
+        raise ValueError("the rating is empty")
+    if word is None or rating.strip().rstrip(".").lower() != word:
+        raise ValueError(f"the rating {rating[:40]!r} is not one of the five words")
+    return description, word, score
+
+
+def _plan(uri: str, schema: pa.Schema, columns: Columns) -> _Plan:
+    names = set(schema.names)
+    description = {a: c for a in Aspect if (c := columns.description(a)) in names}
+    rating = {a: c if (c := columns.rating(a)) in names else None for a in description}
+    label = {a: c if (c := columns.labels.get(a)) in names else None for a in description}
+    for aspect, column in description.items():
+        if rating[aspect] is None and label[aspect] is None:
+            rule = f"has {column}, but no column {columns.rating(aspect)} with the rating words"
+            cure = f"name it (--rating {aspect}=COLUMN), or the scores to make words of (--label {aspect}=COLUMN)"
+            raise UserError(f"input {uri}", rule, cure)
+    _check_types(uri, schema, [*description.values(), *(c for c in rating.values() if c)], text=True)
+    _check_types(uri, schema, [c for c in label.values() if c], text=False)
+    return _Plan(description, rating, label)
+
+
+def _check_types(uri: str, schema: pa.Schema, names: Sequence[str], *, text: bool) -> None:
+    for name in names:
+        kind = schema.field(name).type
+        texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        if not (texts if text else numbers):
+            rule = f"column {name} is of type {kind}, not {'text' if text else 'numbers'}"
+            raise UserError(f"input {uri}", rule, "name another column")
+
+
+def _check_named(inputs: Mapping[str, Corpus], columns: Columns) -> None:
+    """Columns that are named must be in one of the inputs at least."""
+    known = {f.name for corpus in inputs.values() for f in corpus.schema if not f.name.startswith("_")}
+    named = (("--description", columns.descriptions), ("--rating", columns.ratings), ("--label", columns.labels))
+    for flag, by_aspect in named:
+        for aspect, column in by_aspect.items():
+            if column not in known:
+                near = difflib.get_close_matches(column, sorted(known), n=1)
+                cure = f"did you mean {near[0]}?" if near else f"the columns are {', '.join(sorted(known))}"
+                raise UserError(f"{flag} {aspect}={column}", "no input has such a column", cure)
+            if flag == "--label" and columns.description(aspect) not in known:
+                rule = f"no input has descriptions of {aspect} (column {columns.description(aspect)})"
+                raise UserError(f"{flag} {aspect}={column}", rule, f"name it: --description {aspect}=COLUMN")
+
+
+def _no_columns(inputs: Mapping[str, Corpus]) -> UserError:
+    names = {f.name for corpus in inputs.values() for f in corpus.schema if not f.name.startswith("_")} - {ERROR}
+    cure = "make them with `m3agiqa distil`, or name others: --description quality=COLUMN --rating quality=COLUMN"
+    if DESCRIPTION in names:
+        cure = f"say which aspect they are of, e.g. --description quality={DESCRIPTION} --rating quality={RATING}"
+    rule = f"no column teacher_ASPECT_description among its columns ({', '.join(sorted(names))})"
+    return UserError(f"input {', '.join(inputs)}", rule, cure)
