@@ -26,7 +26,7 @@ from m3agiqa.distil_config import DistilConfig
 from m3agiqa.errors import UserError
 
 MANIFEST, CONVERSATIONS = "distil.json", "conversations.parquet"
-_DECIDES = {"teacher": {"model", "temperature", "extra"}, "ask": True, "images": True, "corpus": True}
+_DECIDES: Any = {"teacher": {"model", "temperature", "extra"}, "ask": True, "images": True, "corpus": True}
 
 
 def out_folder(out: str) -> Path:

@@ -50,6 +50,9 @@ def distil(
 ) -> dict[str, Any]:
     """Asks a teacher to explain human scores; the same call goes on where an earlier one stopped.
 
+    No answer that has come in is asked for again. Of a process that is killed, those still under way are lost, at most
+    `limits.concurrency`; of one that is interrupted or ended by an error they are waited for.
+
     Args:
         out: local folder. labels: aspect -> the column of its scores. scale: lowest and highest score.
         say: takes notes and signs of life.

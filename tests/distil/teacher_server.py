@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import re
@@ -170,9 +171,9 @@ class TeacherServer:
             body=data, status=say.status or 200, headers=say.headers, content_type="application/json"
         )
         if say.status == 200:
-            await response.prepare(request)
-            await response.write_eof()
-            if not request.transport.is_closing():
+            with contextlib.suppress(ConnectionResetError):  # the client was killed
+                await response.prepare(request)
+                await response.write_eof()
                 self.paid[ask.prompt, ask.aspect] += 1
         return response
 
