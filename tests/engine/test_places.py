@@ -72,6 +72,7 @@ def test_a_full_engine_computes_no_more_for_an_image_than_an_idle_one(tmp_path):
         "model.dtype=float32",
         "capture.kind=states",
         "scoring.max_description_tokens=24",
+        "model.max_model_len=1024",
         "engine.max_num_batched_tokens=640",
         "engine.vllm_args.num_gpu_blocks_override=96",
     ]
