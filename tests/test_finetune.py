@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow.dataset
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from m3agiqa.adapters import load_adapters
@@ -211,13 +210,8 @@ def test_after_the_driver_is_killed_the_same_command_goes_on_to_the_bit(model, c
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_workers_learn_what_one_does(model, corpus, tmp_path, local_ray, quick, parallel):
     # A step is over all conversations, so that it does not matter who has which.
-    whole = (
-        "optim.batch_size=20",
-        "optim.micro_batch=3",
-        "optim.epochs=6",
-        "optim.learning_rate=0.001",
-        "data.validation_share=0.2",
-    )
+    whole = ("optim.batch_size=20", "optim.micro_batch=3", "optim.epochs=20", "optim.learning_rate=0.0005")
+    whole += ("data.validation_share=0.2",)
     tune(model, corpus, tmp_path / "one", *whole)
     more = ("ray.workers=2", f"compute.parallel={parallel}", "watch.checkpoint_steps=1", "watch.log_steps=1")
     killed = []
@@ -230,12 +224,11 @@ def test_two_workers_learn_what_one_does(model, corpus, tmp_path, local_ray, qui
     done, _ = tune(model, corpus, tmp_path / "two", *whole, *more)
     thread.join(timeout=10)
     assert killed
-    assert done[str(tmp_path / "two")]["records"][-1]["step"] == 6
-    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert done[str(tmp_path / "two")]["records"][-1]["step"] == 20
+    one, two = (load_file(tmp_path / f"{name}.training/last/adapter_model.safetensors") for name in ("one", "two"))
     assert set(one) == set(two)
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-2, atol=2e-4)
-    assert any(bool(value.any()) for name, value in one.items() if "lora_B" in name)
+        assert float((two[name] - value).norm()) < 0.02 * float(value.norm())
 
 
 @pytest.mark.slow
