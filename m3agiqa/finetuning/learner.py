@@ -75,7 +75,7 @@ class Learner(nn.Module):
         self._parts = _parts(model)
         self.targets = targets(model, config)
         torch.manual_seed(config.optim.seed)
-        self.model = inject_adapter_in_model(lora_config(config, self.targets), model, ADAPTER)
+        self.model: Any = inject_adapter_in_model(lora_config(config, self.targets), model, ADAPTER)
         self._word_ids, self._image_token_id = list(word_ids), image_token_id
         self._bf16 = config.compute.precision == "bf16"
         self._checkpoints = config.compute.gradient_checkpointing
@@ -88,7 +88,7 @@ class Learner(nn.Module):
         for module in self.modules():
             if hasattr(module, "lora_A"):
                 # Autocast brings inputs to bf16 by itself; by way of float32 they would be copied twice.
-                module.cast_input_dtype_enabled = not self._bf16
+                vars(module)["cast_input_dtype_enabled"] = not self._bf16
         self.sees = "mm_encoder_outputs" in inspect.signature(type(model.model).forward).parameters
         """Whether the model takes what its vision side has made of an image, so that it need look only once."""
         self.frozen_eye = not (config.lora.vision or config.lora.connector)
