@@ -27,7 +27,7 @@ from tests.processes import descendants, title
 
 ROOT = Path(__file__).parent.parent
 LABEL = Columns(labels={Aspect.QUALITY: "mos_quality"})
-HEART = ("optim.epochs=45", "optim.batch_size=12", "optim.micro_batch=12", "optim.learning_rate=0.01")
+HEART = ("optim.epochs=18", "optim.batch_size=6", "optim.micro_batch=6", "optim.learning_rate=0.01")
 """Settings under which a handful of conversations is learnt by heart."""
 
 
@@ -106,7 +106,7 @@ def undisturbed(model, corpus, tmp_path_factory, local_ray):
 
 
 LONG = (
-    "optim.epochs=12",
+    "optim.epochs=5",
     "watch.checkpoint_steps=2",
     "watch.log_steps=2",
     "lora.dropout=0.2",
@@ -124,7 +124,7 @@ def test_best_and_last_are_kept_and_told_of(model, corpus, undisturbed):
     steps = [record["step"] for record in done["records"] if "loss" in record]
     assert steps[-1] == done["records"][-1]["step"]
     judged = [record for record in done["records"] if "validation" in record]
-    assert len(judged) == 12
+    assert len(judged) == 5
     best = min(judged, key=lambda record: sum(one["loss"] for one in record["validation"].values()))
     assert done["best_step"] == best["step"]
     assert (bits(out) == bits(beside / "last")) == (best is judged[-1])

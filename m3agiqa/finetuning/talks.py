@@ -234,8 +234,8 @@ def _answers(
 def _plan(uri: str, schema: pa.Schema, columns: Columns) -> _Plan:
     names = set(schema.names)
     description = {a: c for a in Aspect if (c := columns.description(a)) in names}
-    rating = {a: c if (c := columns.rating(a)) in names else None for a in description}
-    label = {a: c if (c := columns.labels.get(a)) in names else None for a in description}
+    rating = {a: r if (r := columns.rating(a)) in names else None for a in description}
+    label = {a: s if (s := columns.labels.get(a)) in names else None for a in description}
     for aspect, answers in description.items():
         if rating[aspect] is None and label[aspect] is None:
             rule = f"has {answers}, but no column {columns.rating(aspect)} with the rating words"
