@@ -11,8 +11,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray import train as ray_train
@@ -175,10 +176,10 @@ def _train(
         checkpoint = ray_train.Checkpoint(begun[1], begun[0])
         say(f"going on after step {steps_of(begun[1])}")
     job = _Job(config, [ray.put(share) for share in found], talks.shards, skip_bad, board, checkpoint)
-    told: tuple[Any, ...] = (config.track, config.model_dump(mode="json"), lambda: ray.get(board.history.remote()), say)
-    with Teller(run, _wording(config), *told, lambda: ray.get(board.notes.remote())):
+    wording, values = _wording(config), config.model_dump(mode="json")
+    history = partial(_ask, board.history)
+    with Teller(run, wording, config.track, values, history, say, partial(_ask, board.notes)):
         result = fit(_work, job, run, config.ray, use_gpu=use_gpu, verbose=verbose)
-    history = ray.get(board.history.remote())
     asked = exam(made.validation, talks.pictures, talks.shards, config.proof.images)
     # The proof is of this adapter, and what is said of it goes into its card: it is not done before.
     new = run.folder / "adapter"
@@ -190,9 +191,13 @@ def _train(
             run.keep_last(Path(last))
     proof = _prove(config, new, asked, use_gpu)
     say(proof_line(proof))
-    done = _finish(run, config, new, aspects, base, history, proof, time.monotonic() - started)
+    done = _finish(run, config, new, aspects, base, history(), proof, time.monotonic() - started)
     run.forget_checkpoints(config.ray.storage)
     return done
+
+
+def _ask(method: Any) -> Any:
+    return ray.get(method.remote())
 
 
 def _prove(config: FinetuneConfig, adapter: Path, asked: Exam, use_gpu: bool) -> dict[str, Any]:
@@ -201,7 +206,7 @@ def _prove(config: FinetuneConfig, adapter: Path, asked: Exam, use_gpu: bool) ->
     found = ray.get(task.remote(config, _files(adapter), asked))
     if isinstance(found, UserError):
         raise found
-    return cast(dict[str, Any], found)
+    return found
 
 
 def _prove_there(config: FinetuneConfig, files: Mapping[str, bytes], asked: Exam) -> dict[str, Any] | UserError:

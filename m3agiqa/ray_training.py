@@ -1,6 +1,7 @@
 """What every training does with Ray Train: its workers, a board that they write to, and how they come back."""
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -116,6 +117,8 @@ def fit(
     Returns:
         Ray's result, whose `return_value` is that of `work`.
     """
+    # A worker that reports waits until it is looked at: at Ray's 2 s most of a small training would be waiting.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     resources = {"CPU": settings.cpus, **({"GPU": 1} if use_gpu else {})}
     if not verbose:
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)

@@ -140,7 +140,8 @@ class TransformersEngine:
 
     def _open(self, index: int, item: Item) -> list[_Talk]:
         """The conversations of one item, with the image's tokens put in for its placeholder."""
-        expansion, image = [], {}
+        expansion: list[int] = []
+        image: dict[str, Any] = {}
         if item.pixels is not None:
             expansion, image = encode_image(self._processor, self._builder.image_token, item.pixels)
         talks = []

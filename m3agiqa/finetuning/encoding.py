@@ -105,7 +105,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same with its token ids on a device; images go there when they are looked at."""
-        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
+        moved: dict[str, Any] = {
+            f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)
+        }
         return replace(self, **moved)
 
     def silenced(self) -> "Batch":

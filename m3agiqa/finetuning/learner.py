@@ -75,7 +75,7 @@ class Learner(nn.Module):
         self._parts = _parts(model)
         self.targets = targets(model, config)
         torch.manual_seed(config.optim.seed)
-        self.model = inject_adapter_in_model(lora_config(config, self.targets), model, ADAPTER)
+        self.model: Any = inject_adapter_in_model(lora_config(config, self.targets), model, ADAPTER)
         self._word_ids, self._image_token_id = list(word_ids), image_token_id
         self._bf16 = config.compute.precision == "bf16"
         self._checkpoints = config.compute.gradient_checkpointing
@@ -88,7 +88,7 @@ class Learner(nn.Module):
         for module in self.modules():
             if hasattr(module, "lora_A"):
                 # Autocast brings inputs to bf16 by itself; by way of float32 they would be copied twice.
-                module.cast_input_dtype_enabled = not self._bf16
+                vars(module)["cast_input_dtype_enabled"] = not self._bf16
         self.sees = "mm_encoder_outputs" in inspect.signature(type(model.model).forward).parameters
         """Whether the model takes what its vision side has made of an image, so that it need look only once."""
         self.frozen_eye = not (config.lora.vision or config.lora.connector)
@@ -146,11 +146,15 @@ class Learner(nn.Module):
         device, each = batch.ids.device, [batch.images[i] for i in batch.image_of]
         inputs: dict[str, Any] = image_inputs([one.tensors for one in each], batch.ids, self._image_token_id)
         if not self.sees:
-            return inputs
+            return {key: self._fitting(value) for key, value in inputs.items()}
         seen = self._all_seen(batch.images, device)
         joined = _join([seen[i] for i in batch.image_of])
         rest = {key: value for key, value in inputs.items() if not key.startswith("pixel")}
         return rest | {"mm_encoder_outputs": {"image": joined}}
+
+    def _fitting(self, value: torch.Tensor) -> torch.Tensor:
+        """An image's tensor in the precision of the model's weights."""
+        return value.to(self.model.get_input_embeddings().weight.dtype) if value.is_floating_point() else value
 
     def _all_seen(self, images: Sequence[Prepared], device: torch.device) -> list[Seen]:
         """Each image as the vision side sees it: as it was kept, or by looking now, those of one shape together."""
@@ -168,6 +172,7 @@ class Learner(nn.Module):
     def _see(self, images: Sequence[Tensors], device: torch.device) -> list[Seen]:
         taken = inspect.signature(type(self.model.model).get_image_features).parameters
         inputs = {key: stack([one[key] for one in images]).to(device) for key in images[0] if key in taken}
+        inputs = {key: self._fitting(value) for key, value in inputs.items()}
         out = self.model.model.get_image_features(**inputs, return_dict=True)
         deep = getattr(out, "deepstack_features", None) or ()
         pooled, *layers = (_cut(values, len(images)) for values in (out.pooler_output, *deep))
@@ -225,7 +230,7 @@ def targets(model: Any, config: FinetuneConfig) -> str:
     """
     wanted = {"language": True, "vision": config.lora.vision, "connector": config.lora.connector}
     modules = _linear_modules(model)
-    patterns = []
+    patterns, chosen = [], set()
     for part in (part for part, is_wanted in wanted.items() if is_wanted):
         names = [n for n in modules[part] if config.lora.targets is None or n.rpartition(".")[2] in config.lora.targets]
         if not names:
@@ -236,7 +241,12 @@ def targets(model: Any, config: FinetuneConfig) -> str:
         leaves = sorted({name.rpartition(".")[2] for name in names})
         start = _parts(model)[part] or _common(names)
         patterns.append(rf"{re.escape(start)}\.(.*\.)?({'|'.join(map(re.escape, leaves))})")
-    return patterns[0] if len(patterns) == 1 else "|".join(f"({pattern})" for pattern in patterns)
+        chosen |= set(names)
+    pattern = patterns[0] if len(patterns) == 1 else "|".join(f"({pattern})" for pattern in patterns)
+    if {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)} == chosen:
+        return pattern
+    # Something else goes by the name of a projection: the convolution that cuts up images, say.
+    return "|".join(map(re.escape, sorted(chosen)))
 
 
 def _parts(model: Any) -> dict[str, str]:

@@ -52,7 +52,8 @@ class Parallel:
 def _shard(learner: Learner, size: int, device: torch.device) -> None:
     """Spreads the layers of the language model one by one, and all the rest together."""
     mesh = init_device_mesh(device.type, (size,))
-    for layers in (m for m in learner.model.get_decoder().children() if isinstance(m, nn.ModuleList)):
+    decoder: nn.Module = learner.model.get_decoder()
+    for layers in (m for m in decoder.children() if isinstance(m, nn.ModuleList)):
         for layer in layers:
             fully_shard(layer, mesh=mesh)
     fully_shard(learner, mesh=mesh)

@@ -108,7 +108,7 @@ def run_config(config: FinetuneConfig, adapter: Path, aspects: Sequence[Aspect])
             kind = "transformers"
     base = RunConfig()
     engine = {"kind": kind, "vllm_args": {"enable_tower_connector_lora": True} if tower and kind == "vllm" else {}}
-    scoring = {"aspects": tuple(aspects), "conversation": config.data.conversation}
+    scoring: dict[str, Any] = {"aspects": tuple(aspects), "conversation": config.data.conversation}
     scoring |= {"max_description_tokens": config.proof.max_description_tokens}
     return base.model_copy(
         update={

@@ -234,11 +234,11 @@ def _answers(
 def _plan(uri: str, schema: pa.Schema, columns: Columns) -> _Plan:
     names = set(schema.names)
     description = {a: c for a in Aspect if (c := columns.description(a)) in names}
-    rating = {a: c if (c := columns.rating(a)) in names else None for a in description}
-    label = {a: c if (c := columns.labels.get(a)) in names else None for a in description}
-    for aspect, column in description.items():
+    rating = {a: r if (r := columns.rating(a)) in names else None for a in description}
+    label = {a: s if (s := columns.labels.get(a)) in names else None for a in description}
+    for aspect, answers in description.items():
         if rating[aspect] is None and label[aspect] is None:
-            rule = f"has {column}, but no column {columns.rating(aspect)} with the rating words"
+            rule = f"has {answers}, but no column {columns.rating(aspect)} with the rating words"
             cure = f"name it (--rating {aspect}=COLUMN), or the scores to make words of (--label {aspect}=COLUMN)"
             raise UserError(f"input {uri}", rule, cure)
     _check_types(uri, schema, [*description.values(), *(c for c in rating.values() if c)], text=True)

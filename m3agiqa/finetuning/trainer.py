@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -181,7 +181,7 @@ class Trainer:
 
     def checkpoint(self) -> dict[str, Any]:
         """All that is to be saved. All processes must ask."""
-        moments = {}
+        moments: dict[str, torch.Tensor] = {}
         for i, state in self._optimizer.state_dict()["state"].items():
             moments |= {f"{i}.{name}": gathered(value) for name, value in state.items()}
         return {LAST: self.weights(), BEST: self._best, OPTIMIZER: moments, PROGRESS: asdict(self.progress)}
@@ -321,7 +321,8 @@ class Trainer:
         told(record)
 
     def _record(self, **more: Any) -> Record:
-        return Record(step=self.progress.step, epoch=-(-self.progress.step // self.steps), **more)
+        record = {"step": self.progress.step, "epoch": -(-self.progress.step // self.steps), **more}
+        return cast(Record, record)
 
 
 def _judged(talks: Sequence[Talk], batch: Batch, outcome: Outcome) -> list[Judged]:

@@ -4,6 +4,8 @@ import csv
 import json
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
 from m3agiqa.aspects import RATING_LEVELS, RATING_WORDS, Aspect
 from m3agiqa.config import load
 from m3agiqa.corpus import open_corpus
@@ -45,6 +47,10 @@ def write_model(folder: Path, *, tiles: bool = False) -> Path:
         text_width=64, text_layers=2, text_mlp=96, text_head_dim=32,
     )  # fmt: skip
     write_random_model(folder, size, vocabulary=512)
+    weights = load_file(folder / "model.safetensors")
+    # A head of random weights this small can make no token likely, whatever it is given.
+    weights["lm_head.weight"] *= 6
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     if tiles:
         file = folder / "processor_config.json"
         settings = json.loads(file.read_text())
