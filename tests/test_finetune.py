@@ -27,7 +27,7 @@ from tests.processes import descendants, title
 
 ROOT = Path(__file__).parent.parent
 LABEL = Columns(labels={Aspect.QUALITY: "mos_quality"})
-HEART = ("optim.epochs=18", "optim.batch_size=6", "optim.micro_batch=6", "optim.learning_rate=0.01")
+HEART = ("optim.epochs=40", "optim.batch_size=6", "optim.micro_batch=6", "optim.learning_rate=0.006")
 """Settings under which a handful of conversations is learnt by heart."""
 
 
@@ -76,7 +76,7 @@ def test_the_taught_words_are_what_score_says(model, corpus, tmp_path, local_ray
     ]  # fmt: skip
     card = Path(out, "README.md").read_text()
     assert model_digest(model) in card
-    assert "learning_rate: 0.01" in card
+    assert "learning_rate: 0.006" in card
     training = json.loads(Path(f"{out}.training/training.json").read_text())
     trained = set(training["counts"]["train"])
     assert trained == {"images", "quality", "authenticity"}
