@@ -125,7 +125,8 @@ def test_published_conversations(tmp_path):
     talks = talks_of(str(file), columns=Columns({Q: "description_given"}, {Q: "rating_given"}))
     assert [(t.description, t.word, t.prompt) for t in talks.talks] == [("Description 0.", "fair", "a cat")]
     assert [str(bad) for bad in talks.bad] == [
-        "row 1 (id 1): its conversation is not user, assistant, user, assistant, each with a text",
+        "row 1 (id 1): its conversation is not user, assistant, user, assistant, each with a text "
+        "(message 1 has the role 'system', not assistant)",
         "row 2 (id 2): quality: the rating 'so so' is not one of the five words",
     ]
 
