@@ -1,4 +1,4 @@
-"""The vLLM engine: one engine, all aspects, both rounds, as many images in flight as it is given.
+"""The vLLM engine: one engine, all aspects, both rounds, as many images in flight as its KV cache can hold.
 
 An image's aspects are sent together, one after the other: vLLM knows a block of the prefix from the moment
 that it is scheduled, so the first of them computes the image, and the other aspects under the same adapter
@@ -82,7 +82,7 @@ class VllmEngine:
         self._banned = dict(itertools.islice(self._banned.items(), _MAX_BIASED))
 
     async def assess(self, items: Sequence[Item]) -> list[Outcome]:
-        """One outcome per item, in order; all of them are in the engine at once.
+        """One outcome per item, in order; as many as have room are in the engine at once (`places.py`).
 
         Raises:
             UserError: if the engine does not apply an adapter to all the modules that it is for.
