@@ -18,27 +18,40 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 ANSWERS := import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=3); print("--extra-index-url", sys.argv[1])
 PIP = $(BIN)/python -m pip install -q $$($(PYTHON) -c '$(ANSWERS)' $(TORCH_CPU_INDEX) 2>/dev/null)
 
-.PHONY: demo test check tiny-model tiny-predictor bench lock clean help
+.PHONY: demo test check docs tiny-model tiny-adapter tiny-predictor tiny-figures bench lock clean help
 
 help:
 	@echo "make demo         score real pictures with the embedded model (ENGINE=vllm or transformers)"
 	@echo "make test         set up and run all tests"
 	@echo "make check        ruff, mypy and the layering test"
+	@echo "make docs         write the references in docs/ from the code"
 	@echo "make bench        compare ways to score one corpus (BENCH=\"--model wide\")"
-	@echo "make tiny-model   train the embedded demonstration model again, and its predictor (make tiny-predictor)"
+	@echo "make tiny-model   train the embedded demonstration model again, its adapter (tiny-adapter), its predictor (tiny-predictor)"
+	@echo "                  and its card (tiny-figures)"
 
 ifeq ($(filter $(ENGINE),vllm transformers),)
 $(error ENGINE=$(ENGINE) is no engine of the demo; use ENGINE=vllm or ENGINE=transformers)
 endif
 
 demo: $(VENV)/.$(ENGINE)
-	@rm -rf $(OUT)/run
+	@rm -rf $(OUT)/run $(OUT)/curated
 	@$(BIN)/python -m m3agiqa.tiny.demo --out $(OUT)/pictures
 	@$(BIN)/m3agiqa score --input $(OUT)/pictures/manifest.csv --output $(OUT)/run --config configs/tiny.yaml --set engine.kind=$(ENGINE)
 	@$(BIN)/m3agiqa show $(OUT)/run
+	@echo "open $(OUT)/run/report.html in a browser; to choose from the pictures:"
+	@echo "  $(BIN)/m3agiqa curate $(OUT)/run --out $(OUT)/curated --where 'quality_mos > 3'"
 
+# All tests: those that start engines and clusters, which mostly wait, beside the others. TESTS="..." runs a part.
 test: $(VENV)/.vllm
+ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
+else
+	@mkdir -p build
+	@$(BIN)/python -m pytest -m "not slow" -o cache_dir=build/fast-tests > build/fast-tests.log 2>&1 & fast=$$!; \
+	echo "tests that are not slow: build/fast-tests.log; the slow ones:"; \
+	$(BIN)/python -m pytest -m slow; slow=$$?; \
+	wait $$fast; fast=$$?; cat build/fast-tests.log; exit $$((slow | fast))
+endif
 
 check: $(VENV)/.vllm
 	$(BIN)/ruff check .
@@ -46,12 +59,28 @@ check: $(VENV)/.vllm
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
-tiny-model: $(VENV)/.vllm
-	$(BIN)/python -m m3agiqa.tiny --out m3agiqa/tiny/model
-	$(MAKE) tiny-predictor
+# The references of the command line and the configurations, from the code.
+docs: $(VENV)/.vllm
+	$(BIN)/python -m m3agiqa.reference
 
-# As a user would do it: a corpus with scores, its captured states, a predictor trained on them.
+# Two processes, for the eye needs no language; a broken run is gone on with from build/tiny.
+TINY := OMP_NUM_THREADS=1 $(BIN)/python -m m3agiqa.tiny --out m3agiqa/tiny/model --work build/tiny
+tiny-model: $(VENV)/.vllm
+	$(TINY) --stages see & eye=$$!; $(TINY) --stages drill,read && wait $$eye
+	$(TINY)
+	$(MAKE) tiny-adapter
+	$(MAKE) tiny-predictor
+	$(MAKE) tiny-figures
+
+# As a user would do it: a corpus with scores and descriptions, and an adapter trained on them.
 LABELS := $(foreach aspect,quality correspondence authenticity,--label $(aspect)=true_$(aspect))
+tiny-adapter: $(VENV)/.vllm
+	rm -rf build/lessons build/adapter build/adapter.training
+	$(BIN)/python -m m3agiqa.tiny.opinions --out build/lessons --start 1500 --images 2000
+	$(BIN)/m3agiqa finetune --input build/lessons/manifest.csv --out build/adapter --config configs/tiny_adapter.yaml $(LABELS)
+	rm -rf m3agiqa/tiny/adapter && cp -r build/adapter m3agiqa/tiny/adapter
+
+# Another corpus, its captured states, a predictor trained on them.
 tiny-predictor: $(VENV)/.vllm
 	rm -rf build/opinions build/captured build/predictor build/predictor.training
 	$(BIN)/python -m m3agiqa.tiny.opinions --out build/opinions
@@ -59,6 +88,13 @@ tiny-predictor: $(VENV)/.vllm
 	$(BIN)/m3agiqa train-predictor --input build/captured --out build/predictor $(LABELS) \
 		--set head.width=64 head.blocks=2 head.hidden=32 optim.epochs=12 optim.learning_rate=0.002
 	rm -rf m3agiqa/tiny/predictor && cp -r build/predictor m3agiqa/tiny/predictor
+
+# What the model's card says of it: scores of pictures that it was not trained on.
+tiny-figures: $(VENV)/.vllm
+	rm -rf build/held-out build/held-out-scores
+	$(BIN)/python -m m3agiqa.tiny.opinions --out build/held-out --images 1000 --held-out
+	$(BIN)/m3agiqa score --input build/held-out/manifest.csv --output build/held-out-scores --config configs/tiny.yaml
+	$(BIN)/python -m m3agiqa.tiny.figures --scored build/held-out-scores --model m3agiqa/tiny/model
 
 $(VENV)/.created:
 	@echo "creating $(VENV)"

@@ -15,9 +15,10 @@ the prompts, the 597 test images of which are scored by a model that saw no conv
 
 The rule of stopping: everything trains for a number of steps that was fixed beforehand, and the last weights
 count: the language model for six epochs, the head for ten readings of every conversation. Of the training
-prompts a tenth is the validation part, drawn by the seed: neither model learns from it, settings were chosen on
-it, and nothing is chosen on the test part. The seed also decides first weights, orders and hidden tokens.
-TF-IDF (1-2-grams) + ridge on the descriptions, without validation part, is the baseline.
+prompts a tenth is the validation part, drawn by the seed. Settings were chosen on it (`--validation-only`), by models
+that had not learnt from it; the models that are tested learn with these settings from all training conversations,
+validation part included, as the baseline does. Nothing is chosen on the test part. The seed also decides first
+weights, orders and hidden tokens. TF-IDF (1-2-grams) + ridge on the descriptions is the baseline.
 
 All seconds are CPU seconds.
 """
@@ -55,9 +56,11 @@ class Conversation:
     """One image's.
 
     Attributes:
+        image: its name.
         opening, closing, question: the wording around the prompt and the description; the same for all.
     """
 
+    image: str
     prompt: str
     description: str
     score: float
@@ -66,9 +69,14 @@ class Conversation:
     question: str
 
     @property
+    def asked(self) -> str:
+        """The first question."""
+        return f"{self.opening}{self.prompt}{self.closing}"
+
+    @property
     def text(self) -> str:
         """All that comes before the rating word."""
-        return f"{self.opening}{self.prompt}{self.closing}{self.description}{self.question}"
+        return f"{self.asked}{self.description}{self.question}"
 
     @property
     def wording(self) -> tuple[str, ...]:
@@ -172,9 +180,12 @@ def disjoint(learnt: Sequence[Conversation], asked: Sequence[Conversation], plan
 def measure(
     learnt: Sequence[Conversation], asked: Sequence[Conversation], plan: Plan, seed: int
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Trains both models without `asked`, then scores it: [n] on the scale, and facts about the training."""
+    """Trains both models, then scores `asked`: [n] on the scale, and facts about the training.
+
+    With nothing asked, a tenth of the prompts is kept out of the training and judged instead.
+    """
     held = deal(sorted({one.prompt for one in learnt}), round(1 / _VALIDATION_SHARE), seed)[0]
-    train = [one for one in learnt if one.prompt not in held]
+    train = list(learnt) if asked else [one for one in learnt if one.prompt not in held]
     validation = [one for one in learnt if one.prompt in held]
     model, lm_seconds = timed(
         lambda: agiqa_lm.train(texts(train), targets(train), train[0].wording, plan.lm, seed),
@@ -197,17 +208,17 @@ def measure(
             plan.head.model_copy(update={"optim": optim}),
         )
     )
-    [epoch] = fitted.history
-    chosen = epoch["validation"]["quality"]
+    # One pass over all readings, as the only epoch: `fit` has no other to choose.
+    assert len(fitted.history) == 1
     facts: dict[str, Any] = {
-        "validation": {name: round(float(chosen[name] or 0), 4) for name in _FIGURES},  # type: ignore[literal-required]
-        "validation_rating_word": figures(model.rate(model.states(texts(validation))), validation),
-        "validation_tfidf_ridge": figures(tfidf_ridge(train, validation), validation),
         "lm_seconds": lm_seconds,
         "capture_seconds": capture_seconds,
         "head_seconds": head_seconds,
     }
     if not asked:
+        facts["validation"] = figures(fitted.predictor.predict_all(judged).reshape(-1), validation)
+        facts["validation_rating_word"] = figures(model.rate(model.states(texts(validation))), validation)
+        facts["validation_tfidf_ridge"] = figures(tfidf_ridge(train, validation), validation)
         return torch.zeros(0), facts
     facts["rating_word"] = figures(model.rate(model.states(texts(asked))), asked)
     return fitted.predictor.predict_all(capture(asked)).reshape(-1), facts
@@ -223,21 +234,26 @@ def tfidf_ridge(learnt: Sequence[Conversation], asked: Sequence[Conversation]) -
     return torch.tensor(ridge.predict(words.transform([one.description for one in asked])))
 
 
-def read(folder: Path) -> tuple[list[Conversation], list[Conversation]]:
-    """The training and the test conversations, the latter with the MLLM's own descriptions."""
+def read(folder: Path, *, own: bool = True) -> tuple[list[Conversation], list[Conversation]]:
+    """The training and the test conversations.
+
+    Args:
+        own: whether the latter have the MLLM's own descriptions, or the teacher's as the former do.
+    """
     with (folder / "data.csv").open(newline="", encoding="utf-8") as file:
         images = {row["name"]: (row["prompt"], float(row["mos_quality"])) for row in csv.DictReader(file)}
 
     def rows(name: str) -> list[Conversation]:
         found = []
         for one in json.loads((folder / name).read_text(encoding="utf-8")):
-            prompt, score = images[PurePosixPath(one["image"]).name]
+            image = PurePosixPath(one["image"]).name
+            prompt, score = images[image]
             first, answer, second = (turn["content"] for turn in one["conversations"][:3])
             opening, inside, closing = first.removeprefix("<image>\n").partition(prompt)
             if not inside:
                 raise ValueError(f"{name}: the question about {one['image']} lacks its prompt {prompt!r}")
-            description = one["response_0"] if name.startswith("test") else answer
-            found.append(Conversation(prompt, description, score, opening, closing, second))
+            description = one["response_0"] if own and name.startswith("test") else answer
+            found.append(Conversation(image, prompt, description, score, opening, closing, second))
         return found
 
     return rows("train_quality.json"), rows("test_quality_responses.json")

@@ -85,12 +85,16 @@ class LanguageModel:
         return [found[i] for i in range(len(rows))]
 
     @torch.no_grad()
-    def rate(self, states: Sequence[Tensor]) -> Tensor:
-        """The expected score of the rating word that would follow, [n] on the scale."""
+    def rating_probs(self, states: Sequence[Tensor]) -> Tensor:
+        """The probabilities of the rating words that would follow, [n, 5]."""
         last = torch.stack([one[-1] for one in states]).chunk(len(self.networks), -1)
         pairs = zip(self.networks, last, strict=True)
         probs = torch.stack([_rating_logits(one, self.tokenizer, state).softmax(-1) for one, state in pairs])
-        return probs.mean(0) @ torch.tensor(RATING_LEVELS)
+        return probs.mean(0)
+
+    def rate(self, states: Sequence[Tensor]) -> Tensor:
+        """The expected score of the rating word that would follow, [n] on the scale."""
+        return self.rating_probs(states) @ torch.tensor(RATING_LEVELS)
 
 
 def train(texts: Sequence[str], scores: Tensor, wording: Sequence[str], recipe: Recipe, seed: int = 0) -> LanguageModel:

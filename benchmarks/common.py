@@ -43,8 +43,9 @@ class Job:
 
     def config(self, *more: str) -> RunConfig:
         """The run configuration for it."""
-        tokens = f"scoring.max_description_tokens={self.tokens}"
-        return load_config(None, [f"model.path={self.model}", f"model.dtype={self.dtype}", tokens, *more])
+        # Without the adapter that comes with the tiny model: the other systems apply none.
+        model = [f"model.path={self.model}", "model.adapters=null", f"model.dtype={self.dtype}"]
+        return load_config(None, [*model, f"scoring.max_description_tokens={self.tokens}", *more])
 
     def folder(self) -> Path:
         """The checkpoint."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from m3agiqa.aspects import SCALE_MAX, SCALE_MIN, Aspect
 from m3agiqa.errors import UserError
+from m3agiqa.records import Status
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,18 @@ def add_scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", nargs=2, type=float, default=(SCALE_MIN, SCALE_MAX), metavar=("LOW", "HIGH"), help="of the scores"
     )
+
+
+def add_retry(parser: argparse.ArgumentParser) -> None:
+    """Adds `--retry-failed` and `--retry-rejected`."""
+    parser.add_argument("--retry-failed", action="store_true", help="score only the failed rows anew and replace them")
+    parser.add_argument("--retry-rejected", action="store_true", help="the same with the rejected ones")
+
+
+def retried(args: argparse.Namespace) -> list[Status]:
+    """How rows ended that are to be scored anew."""
+    chosen = {Status.FAILED: args.retry_failed, Status.REJECTED: args.retry_rejected}
+    return [status for status, wanted in chosen.items() if wanted]
 
 
 def aspect_columns(texts: Sequence[str], flag: str) -> dict[Aspect, str]:

@@ -5,11 +5,11 @@ from typing import Any
 
 from m3agiqa.arguments import add_config, add_labels, aspect_columns, say
 from m3agiqa.aspects import SCALE_MAX, SCALE_MIN, Aspect
-from m3agiqa.config import load
 from m3agiqa.conversation import WORDINGS
 from m3agiqa.distil_config import DistilConfig
 from m3agiqa.errors import UserError
 from m3agiqa.ratings import NAMED_BINS, Bins, equal_bins, fits, mismatch
+from m3agiqa.settings import load
 
 
 def add_distil(commands: Any) -> argparse.ArgumentParser:

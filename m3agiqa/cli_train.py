@@ -4,8 +4,8 @@ import argparse
 from typing import Any
 
 from m3agiqa.arguments import add_config, add_labels, add_scale, aspect_columns, say
-from m3agiqa.config import load
 from m3agiqa.finetune_config import FinetuneConfig
+from m3agiqa.settings import load
 from m3agiqa.train_config import TrainConfig
 
 

@@ -1,46 +1,18 @@
-"""Configurations: frozen, typed, every field documented; here that of a scoring run. Light to import.
+"""The configuration of a scoring run, and the sections that other commands share with it. Light to import."""
 
-A config is read from YAML, changed by `key=value` overrides (`engine.kind=transformers`), and refused
-with the nearest name where a key does not exist.
-"""
-
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from m3agiqa.aspects import Aspect
-from m3agiqa.errors import UserError
+from m3agiqa.settings import Config, Section, load
 
 TINY_MODEL = "tiny"
 """The name under which the embedded demonstration model is known."""
-
-
-class Section(BaseModel):
-    """A named group of keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Config(Section):
-    """A configuration: every field is a section."""
-
-    docs: ClassVar[str] = "m3agiqa config --docs"
-    """The command that explains its keys."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sections_are_mappings(cls, value: Any) -> Any:
-        for name in cls.model_fields:
-            if isinstance(value, dict) and name in value and value[name] is None:
-                raise ValueError(f"section {name!r} is empty; remove it or give it keys")
-        return value
-
-
-ConfigT = TypeVar("ConfigT", bound=Config)
+AUTO_ADAPTERS = "auto"
+"""The value of `model.adapters` for the adapter that comes with the model."""
 
 
 class ModelConfig(Section):
@@ -48,7 +20,9 @@ class ModelConfig(Section):
 
     path: str = Field(TINY_MODEL, description="`tiny` (embedded), a local folder, or a Hugging Face hub id")
     adapters: str | dict[Aspect, str | None] | None = Field(
-        None, description="LoRA adapter (folder or hub id) for all aspects, or one by aspect; null: none"
+        AUTO_ADAPTERS,
+        description="LoRA adapter (folder or hub id) for all aspects, or one by aspect; null: none; auto: the embedded "
+        "one for `tiny`, none for other models",
     )
     revision: str | None = Field(None, description="Commit, tag or branch of a hub id")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -89,6 +63,13 @@ class EngineConfig(Section):
         default_factory=dict, description="Further vLLM engine arguments by name, passed on as they are"
     )
     simulated_latency_s: float = Field(0.0, ge=0, description="Seconds that the simulated engine takes for an image")
+    simulated_failures: float = Field(0.0, ge=0, le=1, description="Share of images that the simulated engine fails on")
+    simulated_poison: str | None = Field(
+        None, min_length=1, description="A prompt that holds this kills the simulated engine's process"
+    )
+    simulated_log: str | None = Field(
+        None, description="File that the simulated engine adds a line to for each image: what was done twice"
+    )
 
 
 class ScoringConfig(Section):
@@ -174,6 +155,24 @@ class CorpusConfig(Section):
     drop: tuple[str, ...] = Field((), description="Columns of the input that are not passed through")
 
 
+class AccessConfig(Section):
+    """Which files the rows of a corpus may name, beyond those in the corpus's own folders and `corpus.images`."""
+
+    roots: tuple[str, ...] = Field((), description="Further folders, local or URIs, that images may be read from")
+    max_mib: int = Field(256, gt=0, description="Largest image file, in MiB")
+    http: bool = Field(False, description="Read images from the web: http and https, public addresses only")
+    http_hosts: tuple[str, ...] = Field(
+        (), description="The only hosts, * standing for anything; empty: all. Named in full, one may be a private host"
+    )
+    http_timeout_s: float = Field(30.0, gt=0, description="Seconds for one image, redirects included")
+    http_max_mib: int = Field(64, gt=0, description="Largest answer, in MiB")
+
+    @field_validator("roots", "http_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 class ImageConfig(Section):
     """Which images are accepted, and what is done to them before the model's own preprocessing."""
 
@@ -193,10 +192,23 @@ class RayConfig(Section):
     num_gpus: float | None = Field(None, ge=0, description="GPUs per engine actor; null: 1 where there are any")
     num_cpus: float = Field(1.0, ge=0, description="CPUs reserved per engine actor")
     decode_cpus: float = Field(0.5, gt=0, description="CPUs reserved per image-decoding task")
+    decode_on: str | None = Field(
+        None, description="Custom resource of the nodes that decode, to keep that off the GPU nodes; null: any node"
+    )
+    object_store_gib: float | None = Field(
+        None, gt=0, description="Most GiB of object store for what is between two steps; null: Ray's own share of it"
+    )
+    wait_s: float = Field(
+        0.0, ge=0, description="Seconds to wait for a node that has what an actor needs, on a cluster that grows"
+    )
     batch_size: int = Field(16, gt=0, description="Images handed to an engine at a time")
     batches_in_flight: int = Field(8, gt=0, description="Batches that one vLLM engine works on at once")
     rows_per_file: int = Field(
         512, gt=0, description="Rows that are gathered into a file and committed together; a crash loses fewer"
+    )
+    retries: int = Field(2, ge=0, description="Further tries of a row that the engine failed on, in the same run")
+    max_failed_fraction: float = Field(
+        0.1, ge=0, le=1, description="Share of failed rows beyond which a run stops with exit code 3"
     )
 
     @field_validator("actors")
@@ -208,6 +220,12 @@ class RayConfig(Section):
         return value
 
 
+class ReportConfig(Section):
+    """The report that a run ends with."""
+
+    write: bool = Field(True, description="Write OUTPUT/report.html at the end; not made of text or captured states")
+
+
 class RunConfig(Config):
     """Everything that `m3agiqa score` can be told, input and output apart."""
 
@@ -217,108 +235,12 @@ class RunConfig(Config):
     capture: CaptureConfig = CaptureConfig.model_construct()
     predictor: PredictorConfig = PredictorConfig.model_construct()
     corpus: CorpusConfig = CorpusConfig.model_construct()
+    access: AccessConfig = AccessConfig.model_construct()
     images: ImageConfig = ImageConfig.model_construct()
     ray: RayConfig = RayConfig.model_construct()
+    report: ReportConfig = ReportConfig.model_construct()
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a scoring run; see `load`."""
     return load(RunConfig, path, overrides)
-
-
-def load(kind: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
-    """Reads a YAML file and applies `key.key=value` overrides, whose values are YAML too.
-
-    Raises:
-        UserError: for a file that cannot be read, an unknown key (names the nearest), a bad value.
-    """
-    data = _read_yaml(Path(path)) if path is not None else {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {override}", "is not of the form key=value", "write e.g. engine.kind=transformers")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {override}", "the value is not YAML", "quote it") from error
-        _put(data, key.strip().split("."), value, override, kind)
-    source = f"--config {path}" if path is not None else "the configuration"
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        raise _explain(error, source, kind) from None
-
-
-def dump_config(config: Config) -> str:
-    """The effective configuration as YAML that `load` reads back to the same."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def describe_config(kind: type[Config] = RunConfig) -> str:
-    """Every key with its default and its documentation, one per line, as commented YAML."""
-    lines: list[str] = []
-    for section, field in kind.model_fields.items():
-        model = field.annotation
-        assert isinstance(model, type)
-        assert issubclass(model, Section)
-        doc = " ".join((model.__doc__ or "").split())
-        lines += [f"# {doc}", f"{section}:"]
-        defaults = model().model_dump(mode="json")
-        for key, info in model.model_fields.items():
-            value = yaml.safe_dump(defaults[key], default_flow_style=True).removesuffix("...\n").strip()
-            lines.append(f"  {key}: {value}  # {info.description}")
-    return "\n".join(lines)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--config {path}", "does not exist", "see configs/ for examples") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}", f"cannot be read ({error})", "give a YAML file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path}", f"is not YAML: {error}", "mend the line it names") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise UserError(f"--config {path}", f"holds a {type(data).__name__}, not sections with keys", "see configs/")
-    return data
-
-
-def _put(data: dict[str, Any], keys: list[str], value: Any, override: str, kind: type[Config]) -> None:
-    for key in keys[:-1]:
-        inner = data.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"--set {override}", f"{key!r} is a value, not a section", f"see `{kind.docs}`")
-        data = inner
-    data[keys[-1]] = value
-
-
-def _explain(error: ValidationError, source: str, kind: type[Config]) -> UserError:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        near = _nearest(first["loc"], kind)
-        cure = f"did you mean {near}?" if near else f"`{kind.docs}` lists every key"
-        return UserError(f"{source}: {where}", "there is no such key", cure)
-    given = first.get("input")
-    shown = "" if isinstance(given, Mapping) else f" = {given!r}"
-    message = first["msg"].removeprefix("Value error, ")
-    return UserError(f"{source}: {where}{shown}", message, f"`{kind.docs}` explains every key")
-
-
-def _nearest(loc: tuple[int | str, ...], kind: type[Config]) -> str | None:
-    """The known key most like an unknown one: in its own section first, then anywhere."""
-    known = {f"{s}.{k}" for s, f in kind.model_fields.items() for k in _keys(f.annotation)}
-    known |= set(kind.model_fields)
-    wanted = ".".join(str(part) for part in loc)
-    by_key = difflib.get_close_matches(str(loc[-1]), [k.split(".")[-1] for k in known], n=1, cutoff=0.6)
-    match = difflib.get_close_matches(wanted, sorted(known), n=1, cutoff=0.75)
-    if match:
-        return match[0]
-    return next((k for k in sorted(known) if by_key and k.split(".")[-1] == by_key[0]), None)
-
-
-def _keys(annotation: Any) -> list[str]:
-    return list(annotation.model_fields)

@@ -6,8 +6,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from m3agiqa.aspects import Aspect
-from m3agiqa.config import Config, CorpusConfig, ImageConfig, Section
+from m3agiqa.config import AccessConfig, CorpusConfig, ImageConfig
 from m3agiqa.ratings import NAMED_BINS, Bins
+from m3agiqa.settings import Config, Section
 
 
 class TeacherConfig(Section):
@@ -155,4 +156,5 @@ class DistilConfig(Config):
     batch: BatchConfig = BatchConfig.model_construct()
     ratings: RatingsConfig = RatingsConfig.model_construct()
     corpus: CorpusConfig = CorpusConfig.model_construct()
+    access: AccessConfig = AccessConfig.model_construct()
     images: TeacherImages = TeacherImages.model_construct()

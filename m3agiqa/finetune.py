@@ -21,8 +21,10 @@ from ray.train.torch import get_device
 from safetensors.torch import load_file
 
 from m3agiqa.aspects import Aspect
+from m3agiqa.connection import connect
 from m3agiqa.corpus import Corpus, Shard, open_corpus
 from m3agiqa.corpus.files import absolute
+from m3agiqa.distil.output import taught_from
 from m3agiqa.engine.prompting import load_processor, prompt_builder
 from m3agiqa.errors import UserError
 from m3agiqa.finetune_config import FinetuneConfig
@@ -36,7 +38,6 @@ from m3agiqa.finetuning.proof import Exam, exam, proof_line, prove
 from m3agiqa.finetuning.talks import Bad, Columns, Talks, read_talks
 from m3agiqa.finetuning.trainer import BEST, LAST, Record, Trainer, encoded_parts, write_checkpoint
 from m3agiqa.models import context_length, model_digest, model_folder
-from m3agiqa.pipeline import connect
 from m3agiqa.predictor.group import Alone, Group, Processes
 from m3agiqa.progress import duration
 from m3agiqa.ray_training import check_batch, check_resources, fit, open_board
@@ -123,7 +124,9 @@ def _open(config: FinetuneConfig, inputs: Sequence[str], say: Callable[[str], No
     for uri in inputs:
         if absolute(uri) in found:
             raise UserError(f"--input {uri}", "is given twice", "give it once")
-        found[absolute(uri)] = corpus = open_corpus(uri, **config.corpus.model_dump(), lenient=True)
+        # A distillation names the images where they were for it.
+        access = config.access.model_copy(update={"roots": (*config.access.roots, *taught_from(uri))})
+        found[absolute(uri)] = corpus = open_corpus(uri, **config.corpus.model_dump(), access=access, lenient=True)
         for note in corpus.notes:
             say(f"note: {note}")
     return found
@@ -159,7 +162,7 @@ def _train(
     started = time.monotonic()
     base = model_digest(model_folder(config.model))
     # Not how many workers: they take nearly the same steps, so that fewer or more may go on.
-    settings = config.model_dump(mode="json", exclude={"ray": True, "track": True, "proof": True})
+    settings = config.model_dump(mode="json", exclude={"ray": True, "track": True, "proof": True, "access": True})
     decides = {"config": settings, "base": base, "data": made.digest(talks.pictures), "skip_bad": skip_bad}
     run = TrainingRun(out, decides, made.counts(), inputs, made.notes, SHEET, "records")
     if (done := run.prepare()) is not None:

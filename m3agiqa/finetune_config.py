@@ -4,7 +4,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from m3agiqa.config import Config, CorpusConfig, ImageConfig, ModelConfig, Section
+from m3agiqa.config import AUTO_ADAPTERS, AccessConfig, CorpusConfig, ImageConfig, ModelConfig
+from m3agiqa.settings import Config, Section
 from m3agiqa.train_config import TrackConfig, WorkersConfig
 
 BestBy = Literal["loss", "accuracy", "within_one", "srcc"]
@@ -143,13 +144,14 @@ class FinetuneConfig(Config):
     watch: WatchConfig = WatchConfig.model_construct()
     proof: ProofConfig = ProofConfig.model_construct()
     corpus: CorpusConfig = CorpusConfig.model_construct()
+    access: AccessConfig = AccessConfig.model_construct()
     images: ImageConfig = ImageConfig.model_construct()
     track: TrackConfig = TrackConfig.model_construct()
     ray: WorkersConfig = WorkersConfig.model_construct()
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        if self.model.adapters is not None:
+        if self.model.adapters not in (None, AUTO_ADAPTERS):
             raise ValueError(
                 "model.adapters: a new adapter is trained on a plain model; merge the old one into it first"
             )

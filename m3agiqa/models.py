@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from m3agiqa.config import TINY_MODEL, ModelConfig, RunConfig
+from m3agiqa.config import AUTO_ADAPTERS, TINY_MODEL, ModelConfig, RunConfig
 from m3agiqa.errors import UserError
 
 _WHOLE_FILE_BYTES = 64 * 2**20
 _SAMPLES, _SAMPLE_BYTES = 64, 2**20
 _IDENTIFYING = (".json", ".safetensors", ".bin", ".model", ".jinja", ".txt", ".py", ".gguf")
 _NOT_IDENTIFYING = ("card.json",)
+_EMBEDDED = Path(__file__).parent / "tiny"
 
 
 def model_folder(config: ModelConfig) -> Path:
@@ -21,7 +22,7 @@ def model_folder(config: ModelConfig) -> Path:
         UserError: if there is no such model, or it cannot be reached.
     """
     if config.path == TINY_MODEL:
-        return Path(__file__).parent / "tiny" / "model"
+        return _EMBEDDED / "model"
     folder = Path(config.path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -44,13 +45,19 @@ def model_folder(config: ModelConfig) -> Path:
         ) from None
 
 
+def adapter_beside(model: Path) -> Path | None:
+    """The folder of the adapter that comes with the model in the folder `model`: only the embedded one has one."""
+    folder = _EMBEDDED / "adapter"
+    return folder if model == _EMBEDDED / "model" and folder.is_dir() else None
+
+
 def predictor_folder(config: RunConfig) -> Path | None:
     """The folder of a run's predictor, or None where it has none."""
     path = config.predictor.path
     if path == "auto":
-        folder = Path(__file__).parent / "tiny" / "predictor"
+        folder = _EMBEDDED / "predictor"
         # It is for what it was trained on, and for nothing that only resembles it.
-        embedded = config.model.path == TINY_MODEL and config.model.adapters is None
+        embedded = config.model.path == TINY_MODEL and config.model.adapters == AUTO_ADAPTERS
         same = config.scoring.conversation == "v1" and not config.corpus.text_only
         return folder if embedded and same and config.engine.kind != "simulated" and folder.is_dir() else None
     return None if path is None else Path(path).expanduser()

@@ -1,58 +1,95 @@
 """A run on a Ray cluster: corpus -> decoding tasks -> engine actors -> parquet.
 
-The only module that speaks Ray. Finished rows are committed a file at a time by Ray Data's checkpointing,
-so the same command on the same output goes on where an earlier one stopped.
+Finished rows are committed a file at a time, in the two phases of Ray Data's checkpointing, so the same command on
+the same output goes on where an earlier one stopped. What is done is read from the rows themselves (`resume.py`).
 """
 
-import asyncio
-import contextlib
-import logging
-import os
+import errno
 import sys
 import time
-import warnings
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import DataContext, Datasource, ReadTask
-from ray.data.block import BlockMetadata
+from ray.data import DataContext
 from ray.data.checkpoint import CheckpointConfig
+from ray.data.checkpoint.checkpoint_filter import CheckpointManager
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m3agiqa.config import RunConfig
-from m3agiqa.corpus import Corpus, Shard, open_corpus
+from m3agiqa.connection import connect
+from m3agiqa.corpus import Corpus, open_corpus
 from m3agiqa.corpus.files import absolute
-from m3agiqa.errors import UserError
+from m3agiqa.errors import RunBroken, UserError
+from m3agiqa.flow import Flow
+from m3agiqa.lease import Lease
 from m3agiqa.opinions import check_predictor, with_states
-from m3agiqa.progress import Board, Live
-from m3agiqa.records import RESERVED_COLUMNS
+from m3agiqa.progress import Board, Live, too_many_failed
+from m3agiqa.prometheus import MeteredActor
+from m3agiqa.records import RESERVED_COLUMNS, Status
+from m3agiqa.replace import finish_replacing, replace_rows, retry_output
+from m3agiqa.resources import actor_pool, check_resources, decode_args, gpus, local_cpus, set_limits
+from m3agiqa.resume import Todo, done_ids, drop_twice, ids_with, recover
 from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts, states_of
-from m3agiqa.scoring import Scorer, check_given, decode_rows
+from m3agiqa.scoring import check_given, decode_rows
+from m3agiqa.source import CorpusSource
 
 # Loading a large model, or waiting for a GPU, counts as no progress; Ray's own limit is 30 minutes.
 _NO_PROGRESS_S = 6 * 3600.0
-# Times that an actor loses its engine, no row scored in between, after which a new one would not help.
-_MOST_LOSSES = 3
 # Reading and writing wait for files; a share of a CPU lets them in beside an engine on a small machine.
 _IO_CPUS = 0.25
 # Up to here the driver compares the ids of a corpus itself.
 _FEW_ROWS = 1_000_000
+# What a full disk says; errors come through Ray as text.
+_FULL = (f"[Errno {errno.ENOSPC}]", f"[Errno {errno.EDQUOT}]", "No space left on device")
 
 
-def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: bool = False) -> Manifest:
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of a run need to know: its rows go into `target`, which is not `output` where they are retried."""
+
+    config: RunConfig
+    corpus: Corpus
+    output: Output
+    target: Output
+    todo: Todo
+    lease: Lease
+    verbose: bool
+
+    @property
+    def total(self) -> int | None:
+        """Rows that are to be scored, or None where that is not known."""
+        rows = self.corpus.rows if self.todo.only is None else len(self.todo.only)
+        return None if rows is None else max(rows - len(self.todo.done), 0)
+
+
+def run_scoring(
+    config: RunConfig,
+    input_uri: str,
+    output_uri: str,
+    *,
+    retry: Collection[Status] = (),
+    command: str | None = None,
+    verbose: bool = False,
+) -> Manifest:
     """Scores a corpus into `output_uri` and returns the manifest of the run; with `capture.write` a training set.
 
     Rows that an earlier run of the same fingerprint has written there are kept and not scored again.
 
+    Args:
+        retry: instead score those written rows anew that ended so, and put the new rows in their place.
+        command: what was typed, for the manifest.
+
     Raises:
         UserError: for an input, an output or a configuration that cannot be used; before any work is done.
+        TooManyFailed: more rows failed than `ray.max_failed_fraction` allows; all scored rows are written.
+        RunBroken: the machines failed (a full disk, an engine that does not live).
     """
     # The corpus first: a mistyped path must not cost a download of weights.
-    corpus = open_corpus(input_uri, **config.corpus.model_dump(), reserved=RESERVED_COLUMNS)
+    corpus = open_corpus(input_uri, **config.corpus.model_dump(), access=config.access, reserved=RESERVED_COLUMNS)
     check_given(config, corpus.schema)
     config = with_states(config)
     check_predictor(config)
@@ -62,165 +99,156 @@ def run_scoring(config: RunConfig, input_uri: str, output_uri: str, *, verbose: 
         manifest.first_answer, manifest.states_of = config.capture.first_answer, states_of(config)
     for note in corpus.notes:
         print(f"note: {note}", file=sys.stderr)
+    manifest.started, manifest.rows, manifest.command = _now(), corpus.rows, command
     output = Output(output_uri)
-    manifest.started = _now()
-    output.prepare(manifest)
-    done_before = sum(output.count_by_status().values())
+    output.check(manifest)
+    output.make()
+    try:
+        with Lease(output) as lease:
+            output.write_manifest(manifest)
+            return _score(config, corpus, output, manifest, lease, retry, verbose)
+    except Exception as error:
+        if not isinstance(error, UserError) and any(sign in str(error) for sign in _FULL):
+            rule = "there is no space left on it"
+            raise RunBroken(f"--output {output_uri}", rule, "make room; the same command goes on") from error
+        raise
+
+
+def _score(
+    config: RunConfig,
+    corpus: Corpus,
+    output: Output,
+    manifest: Manifest,
+    lease: Lease,
+    retry: Collection[Status],
+    verbose: bool,
+) -> Manifest:
     started = time.monotonic()
-    if _all_done(corpus, output, done_before):
-        return _finish(output, manifest, started)
-    connect(config.ray.address, _cpus(config), verbose=verbose)
-    _check_resources(config)
-    # Beside the driver: with another node it could be lost, and with it what the driver has to know.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
-    total = None if corpus.rows is None else max(corpus.rows - done_before, 0)
-    with Live(lambda: ray.get(board.snapshot.remote()), total) as live:
-        _execute(config, corpus, output, manifest.fingerprint, board, verbose)
-    ended = time.time()
-    manifest.engine = live.last["totals"] | {"engines": live.last["engines"]}
-    scored = sum(live.last["statuses"].values())
-    if scored and live.last["ready_at"] is not None:
-        manifest.images_per_second = round(scored / (ended - live.last["ready_at"]), 3)
-    return _finish(output, manifest, started)
-
-
-def _finish(output: Output, manifest: Manifest, started: float) -> Manifest:
+    finish_replacing(output)
+    target = retry_output(output) if retry else output
+    # Another run may have been killed here, and a worker of it may outlive it by a moment.
+    target.make()
+    cut_short = recover(target)
+    done = done_ids(target)
+    todo = Todo(done, ids_with(output, retry) if retry else None)
+    run = _Run(config, corpus, output, target, todo, lease, verbose)
+    if not _all_done(run):
+        _work(run, manifest)
+        cut_short = True if retry else cut_short
+    if cut_short:
+        drop_twice(target, done_ids(target).twice())
+    if retry:
+        replace_rows(output)
     manifest.counts = output.count_by_status()
+    manifest.rows = sum(manifest.counts.values()) if corpus.rows is None else corpus.rows
     manifest.finished = _now()
     manifest.seconds = round(time.monotonic() - started, 3)
     output.write_manifest(manifest)
+    failed, rows = manifest.counts.get(Status.FAILED, 0), sum(manifest.counts.values())
+    if failed > config.ray.max_failed_fraction * rows:
+        raise too_many_failed(failed, rows, config.ray.max_failed_fraction)
     return manifest
 
 
-def _all_done(corpus: Corpus, output: Output, written_rows: int) -> bool:
+def _all_done(run: _Run) -> bool:
     """Whether it is certain, without reading images, that every row is written: then no engine is started."""
-    if corpus.rows is None or not 0 < corpus.rows <= written_rows <= _FEW_ROWS:
+    if run.todo.only is not None:
+        return run.total == 0
+    if run.corpus.rows is None or not 0 < run.corpus.rows <= len(run.todo.done) <= _FEW_ROWS:
         return False
-    written = set(output.rows(["id"])["id"].to_pylist())
-    for shard in corpus.shards:
+    for shard in run.corpus.shards:
         for rows in shard.read():
             embeds_images = rows["_bytes"].null_count < rows.num_rows
-            if embeds_images or not written.issuperset(rows["id"].to_pylist()):
+            if embeds_images or run.todo.select(rows).num_rows:
                 return False
     return True
 
 
-class CorpusSource(Datasource):
-    """The corpus as a Ray Data source: one read task for each shard."""
-
-    def __init__(self, corpus: Corpus, board: Any) -> None:
-        super().__init__()
-        self._corpus, self._board = corpus, board
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Not known without reading."""
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
-    ) -> list[ReadTask]:
-        """One task a shard, however many are asked for: a shard is what can be read on its own."""
-        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        schema = self._corpus.schema
-        return [
-            ReadTask(_reader(shard, self._board), unknown, schema=schema, per_task_row_limit=per_task_row_limit)
-            for shard in self._corpus.shards
-        ]
-
-
-def _reader(shard: Shard, board: Any) -> Callable[[], Iterator[pa.Table]]:
-    def read() -> Iterator[pa.Table]:
-        try:
-            yield from shard.read()
-        except UserError as error:
-            ray.get(board.refuse.remote(error))
-            raise
-
-    return read
+def _work(run: _Run, manifest: Manifest) -> None:
+    """Scores what is to do. What the engines counted goes into the manifest."""
+    connect(run.config.ray.address, local_cpus(run.config), verbose=run.verbose)
+    check_resources(run.config)
+    # Beside the driver: with another node it could be lost, and with it what the driver has to know.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    place = {"num_cpus": 0, "scheduling_strategy": here}
+    # Rows that failed before are no measure of how the run goes.
+    may_fail = run.config.ray.max_failed_fraction if run.todo.only is None else 1.0
+    board: Any = ray.remote(Board).options(**place).remote(may_fail)
+    taken_over = UserError(f"--output {run.output.uri}", "another run has taken it over", "leave it to that one")
+    run.lease.on_lost = lambda: board.refuse.remote(taken_over)
+    try:
+        with Live(lambda: ray.get(board.snapshot.remote()), run.total) as live:
+            run.lease.live = live.report
+            _execute(run, manifest.fingerprint, board)
+        ended = time.time()
+        manifest.engine = live.last["totals"] | {"engines": live.last["engines"]}
+        scored = sum(live.last["statuses"].values())
+        if scored and live.last["ready_at"] is not None:
+            manifest.images_per_second = round(scored / (ended - live.last["ready_at"]), 3)
+        if (refusal := ray.get(board.refusal.remote())) is not None:
+            raise refusal
+    finally:
+        # It would live as long as this process, and the next run in it has its own.
+        ray.kill(board)
 
 
-class _ScorerActor:
-    """A scorer in a Ray actor. Several batches may be in its engine at once."""
+class _NothingKnown(CheckpointManager):
+    """In place of Ray Data's own reading of what is done, which holds all ids in each of its filters."""
 
-    def __init__(self, config: RunConfig, fingerprint: str, board: Any, verbose: bool) -> None:
-        _quiet_libraries(verbose)
-        # Ray Data runs several batches of each of its tasks at once; this is what bounds them all together.
-        self._places = asyncio.Semaphore(config.ray.batches_in_flight)
-        self._board = board
-        self._name = ray.get_runtime_context().get_actor_id()
-        try:
-            self._scorer = Scorer(config, fingerprint)
-        except UserError as error:
-            ray.get(board.refuse.remote(error))
-            raise
-
-    async def __call__(self, rows: pa.Table) -> AsyncIterator[pa.Table]:
-        self._board.report.remote(self._name, {}, self._scorer.stats())
-        try:
-            async with self._places:
-                scored = await self._scorer.score(rows)
-        except UserError as error:
-            await self._board.refuse.remote(error)
-            raise
-        except Exception:
-            if await self._board.lost.remote(self._name) >= _MOST_LOSSES:
-                raise
-            # The engine is gone. Ray starts a process that has ended anew and gives it the batch again;
-            # an exception would end the run, or count good rows as errors.
-            logging.getLogger(__name__).exception("the engine is lost; this actor ends and is started anew")
-            os._exit(1)
-        self._board.report.remote(self._name, Counter(scored["status"].to_pylist()), self._scorer.stats())
-        yield scored
+    def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[None, int]:
+        """Nothing is filtered: the source does that."""
+        return None, 0
 
 
-def _execute(
-    config: RunConfig, corpus: Corpus, output: Output, run_fingerprint: str, board: Any, verbose: bool
-) -> None:
+def _execute(run: _Run, run_fingerprint: str, board: Any) -> None:
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    set_limits(context, run.config)
+    context.custom_execution_callback_classes = [Flow]
     context.checkpoint_config = CheckpointConfig(
         id_column="id",
-        checkpoint_path=output.checkpoint,
-        override_filesystem=output.filesystem,
+        checkpoint_path=run.target.checkpoint,
+        override_filesystem=run.target.filesystem,
         delete_checkpoint_on_success=False,
+        checkpoint_manager_cls=_NothingKnown,
     )
     with DataContext.current(context):
-        scored = _dataset(config, corpus, run_fingerprint, board, verbose)
+        scored = _dataset(run, run_fingerprint, board)
         try:
             scored.write_parquet(
-                output.scores,
-                filesystem=output.filesystem,
-                **_file_size(config),
+                run.target.scores,
+                filesystem=run.target.filesystem,
+                **_file_size(run.config),
                 ray_remote_args={"num_cpus": _IO_CPUS},
             )
         except Exception:
-            refusal = ray.get(board.refusal.remote())
-            if refusal is not None:
-                raise UserError(*refusal) from None
+            if (refusal := ray.get(board.refusal.remote())) is not None:
+                raise refusal from None
             raise
 
 
-def _dataset(config: RunConfig, corpus: Corpus, run_fingerprint: str, board: Any, verbose: bool) -> ray.data.Dataset:
-    limits, slice_rows, text_only = config.images, config.ray.batch_size, config.corpus.text_only
+def _dataset(run: _Run, run_fingerprint: str, board: Any) -> ray.data.Dataset:
+    config = run.config
+    accepted, slice_rows, text_only = config.images, config.ray.batch_size, config.corpus.text_only
+    access = run.corpus.access
 
     def decode(rows: pa.Table) -> Iterator[pa.Table]:
-        return decode_rows(rows, limits, slice_rows, text_only=text_only)
+        return decode_rows(rows, accepted, access, slice_rows, text_only=text_only)
 
     return (
-        ray.data.read_datasource(CorpusSource(corpus, board), num_cpus=_IO_CPUS)
+        ray.data.read_datasource(CorpusSource(run.corpus, run.todo, board), num_cpus=_IO_CPUS)
         # A manifest of text is read as a block or two: without this one task would decode all of its images.
         .repartition(target_num_rows_per_block=4 * slice_rows)
-        .map_batches(decode, batch_format="pyarrow", batch_size=4 * slice_rows, num_cpus=_decode_cpus(config))
+        .map_batches(decode, batch_format="pyarrow", batch_size=4 * slice_rows, **decode_args(config))
         .map_batches(
-            _ScorerActor,
-            fn_constructor_args=(config, run_fingerprint, board, verbose),
+            MeteredActor,
+            fn_constructor_args=(config, run_fingerprint, board, run.verbose),
             batch_format="pyarrow",
             batch_size=slice_rows,
-            compute=_pool(config),
+            compute=actor_pool(config),
             num_cpus=config.ray.num_cpus,
-            num_gpus=_gpus(config),
+            num_gpus=gpus(config),
         )
     )
 
@@ -235,111 +263,6 @@ def _file_size(config: RunConfig) -> dict[str, Any]:
     if config.capture.write:
         return {"min_bytes_per_file": config.capture.mib_per_file * 2**20}
     return {"min_rows_per_file": config.ray.rows_per_file}
-
-
-def _pool(config: RunConfig) -> ray.data.ActorPoolStrategy:
-    low, high = config.ray.actors if isinstance(config.ray.actors, tuple) else (config.ray.actors, config.ray.actors)
-    at_once = 1 if config.engine.kind == "transformers" else config.ray.batches_in_flight
-    return ray.data.ActorPoolStrategy(
-        min_size=low,
-        max_size=high,
-        max_tasks_in_flight_per_actor=at_once + 1,
-        max_concurrent_calls_per_actor=at_once,
-    )
-
-
-def _decode_cpus(config: RunConfig) -> float:
-    # Ray Data fuses neighbours that ask for the same; decoding would then wait for the engine in its actor.
-    same = config.ray.decode_cpus == config.ray.num_cpus
-    return config.ray.decode_cpus + (0.001 if same else 0.0)
-
-
-def _check_resources(config: RunConfig) -> None:
-    """Refuses what no node of the cluster has: it would be waited for in silence.
-
-    Raises:
-        UserError: naming what is asked for and what there is. A growing cluster may get it; then only the
-            largest node it has now counts, which is why a GPU is not asked for where there is none yet.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needs = {"CPU": ("ray.num_cpus", config.ray.num_cpus), "GPU": ("ray.num_gpus", _gpus(config) or 0.0)}
-    for resource, (key, wanted) in needs.items():
-        most = max((node.get(resource, 0.0) for node in nodes), default=0.0)
-        if wanted > most:
-            raise UserError(
-                f"{key}={wanted:g}", f"no node of the cluster has more than {most:g} {resource}s", "ask for fewer"
-            )
-
-
-def _gpus(config: RunConfig) -> float | None:
-    if config.ray.num_gpus is not None:
-        return config.ray.num_gpus
-    if config.engine.kind == "simulated" or not ray.cluster_resources().get("GPU"):
-        return None
-    return float(config.engine.tensor_parallel_size)
-
-
-def _cpus(config: RunConfig) -> int:
-    """CPUs of a cluster with room for the engines and for reading beside them."""
-    most = config.ray.actors[1] if isinstance(config.ray.actors, tuple) else config.ray.actors
-    return int(most * config.ray.num_cpus) + 3
-
-
-def connect(address: str | None, cpus: int, *, verbose: bool = False) -> None:
-    """Joins the cluster, or starts a local one that counts at least so many CPUs.
-
-    Args:
-        address: of the cluster, or `auto`; None: that of the Ray job this is, else a local one.
-
-    Raises:
-        UserError: if no cluster answers there.
-    """
-    _quiet_libraries(verbose)
-    if ray.is_initialized():
-        return
-    level = logging.INFO if verbose else logging.ERROR
-    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is None:
-        # "local", or a cluster that happens to run on this machine would be joined, and refuse num_cpus.
-        address = "local"
-        options |= {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
-    try:
-        with contextlib.nullcontext() if verbose else _muted_stderr():
-            ray.init(address=address, **options)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"ray.address={address}", f"no cluster answers ({error})", "check `ray status`, or leave it out"
-        ) from None
-
-
-def _quiet_libraries(verbose: bool) -> None:
-    """Keeps the chatter of Ray, vLLM and transformers out of the way unless it is asked for."""
-    if verbose:
-        logging.getLogger("m3agiqa").setLevel(logging.DEBUG)
-        os.environ["VLLM_LOGGING_LEVEL"] = "INFO"
-        return
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", module=r"ray\..*")
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-@contextlib.contextmanager
-def _muted_stderr() -> Iterator[None]:
-    """Ray's C++ side writes past Python's logging while it starts; what matters comes as an exception."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _now() -> str:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any, TextIO
@@ -11,45 +11,72 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from m3agiqa.errors import UserError
+from m3agiqa.errors import TooManyFailed, UserError
 from m3agiqa.records import Status
+from m3agiqa.suspects import Plan, Suspects
 
 _POLL_S = 0.5
 _LOG_EVERY_S = 10.0
 # The rate is taken over this long, so that it follows what happens now and not the engine's start.
 _WINDOW_S = 60.0
+# A share of fewer rows says nothing yet.
+_FEW_ROWS = 100
 
 
 class Board:
-    """Counts that the workers report; lives in a Ray actor of its own."""
+    """What the workers of a run report, and what is to be done about it; lives in a Ray actor of its own.
 
-    def __init__(self) -> None:
+    Args:
+        max_failed_fraction: share of failed rows at which the run is stopped, once a hundred are scored.
+    """
+
+    def __init__(self, max_failed_fraction: float = 1.0) -> None:
+        self._max_failed_fraction = max_failed_fraction
         self._statuses: Counter[str] = Counter()
         self._engines: dict[str, dict[str, float]] = {}
-        self._refusal: tuple[str, str, str] | None = None
+        self._refusal: UserError | None = None
         self._ready_at: float | None = None
-        self._losses: Counter[str] = Counter()
+        self._suspects = Suspects()
 
     def report(self, actor: str, statuses: Mapping[str, int], engine: Mapping[str, float]) -> None:
         """Adds rows by status, and takes an engine's counters as they stand; an engine's first says it is up."""
         self._ready_at = self._ready_at or time.time()
         self._statuses.update(statuses)
-        if statuses:
-            self._losses[actor] = 0
         self._engines[actor] = dict(engine)
+        scored, failed = sum(self._statuses.values()), self._statuses[Status.FAILED]
+        if scored >= _FEW_ROWS and failed > self._max_failed_fraction * scored:
+            self.refuse(too_many_failed(failed, scored, self._max_failed_fraction))
 
     def refuse(self, error: UserError) -> None:
-        """Takes an error that the user can mend. Ray would hand on its text only, wrapped in tracebacks."""
-        self._refusal = self._refusal or (error.value, error.rule, error.cure)
+        """Takes an error that ends the run. Ray would hand on its text only, wrapped in tracebacks."""
+        self._refusal = self._refusal or error
 
-    def refusal(self) -> tuple[str, str, str] | None:
-        """The first such error, as the arguments of a `UserError`."""
+    def refusal(self) -> UserError | None:
+        """The first such error: nothing more is read or scored then, and what is scored is written."""
         return self._refusal
 
-    def lost(self, actor: str) -> int:
-        """Notes that an actor lost its engine. Returns how often it has since it last scored a row."""
-        self._losses[actor] += 1
-        return self._losses[actor]
+    def started(self, actor: str) -> int:
+        """An actor's process is new; see `Suspects.started`."""
+        return self._suspects.started(actor)
+
+    def losses(self, actor: str) -> int:
+        """How often it lost an engine since rows came out of one; see `Suspects.losses`."""
+        return self._suspects.losses(actor)
+
+    def plan(self, ids: Sequence[str]) -> Plan:
+        """How the rows of a batch are to go into the engine."""
+        return self._suspects.plan(ids)
+
+    def enter(self, actor: str, ids: Sequence[str], alone: bool) -> bool:
+        """Notes that rows go into an actor's engine. Returns whether they may: not where the run is to end."""
+        if self._refusal is not None:
+            return False
+        self._suspects.enter(actor, ids, alone)
+        return True
+
+    def leave(self, actor: str, ids: Sequence[str], alone: bool) -> None:
+        """Notes that they came out of it."""
+        self._suspects.leave(actor, ids, alone)
 
     def snapshot(self) -> dict[str, Any]:
         """Rows by status, engines at work, when the first was up (Unix time), and their counters added up."""
@@ -62,6 +89,12 @@ class Board:
             "ready_at": self._ready_at,
             "totals": dict(totals),
         }
+
+
+def too_many_failed(failed: int, scored: int, most: float) -> TooManyFailed:
+    """What a run with that many failed rows ends with."""
+    cure = "see `error` in the scores; --retry-failed scores them anew, ray.max_failed_fraction allows more"
+    return TooManyFailed(f"{failed:,} of {scored:,} rows", f"failed, more than the {most:.0%} that may", cure)
 
 
 class Rate:
@@ -123,6 +156,11 @@ class Live:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
+
+    def report(self) -> dict[str, Any]:
+        """What is known of the run now, for whoever asks from elsewhere."""
+        rate, eta = self._rate.per_second, self._rate.eta_s
+        return {"statuses": self.last["statuses"], "engines": self.last["engines"], "per_second": rate, "eta_s": eta}
 
     def _watch(self) -> None:
         if self._console.is_terminal:

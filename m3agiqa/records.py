@@ -54,6 +54,8 @@ class Assessment:
             model's own but came with the item.
         captured: what the engine kept of the second round's prompt for a predictor, if it was asked to; written
             only into a training set (`STATES_COLUMNS`).
+        bounds: the place in the second round's prompt where the description begins, and where it ends; None where
+            an engine cannot tell.
         note: what was done to the image or the conversation to be able to ask, for the row's `error`.
     """
 
@@ -65,6 +67,7 @@ class Assessment:
     generated_tokens: int
     finish_reason: str
     captured: "Captured | None" = None
+    bounds: tuple[int, int] | None = None
     note: str | None = None
 
 
@@ -96,6 +99,8 @@ ASPECT_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 STATES_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "states": (pa.large_binary(), "Last hidden states after the final norm: bfloat16, C order, [tokens, hidden]"),
     "tokens": (pa.int32(), "Tokens of [image, question 1, description, question 2]: the first extent of the states"),
+    "asked_tokens": (pa.int32(), "Of these, [image, question 1]; null where that is not known"),
+    "described_tokens": (pa.int32(), "Of these, [image, question 1, description]; null where that is not known"),
 }
 
 ROW_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
@@ -154,6 +159,8 @@ class ScoredRow:
             if aspect in states and found.captured is not None:
                 values[f"{aspect}_states"] = states_to_bytes(found.captured.values)
                 values[f"{aspect}_tokens"] = len(found.captured.values)
+                if found.bounds is not None:
+                    values[f"{aspect}_asked_tokens"], values[f"{aspect}_described_tokens"] = found.bounds
         for aspect, opinion in self.opinions.items():
             values |= {
                 f"{aspect}_mos": opinion.mos,

@@ -2,12 +2,16 @@
 
 OUTPUT/run.json      the manifest: what was run, on what, and how it ended
 OUTPUT/scores/       the rows, as parquet files
-OUTPUT/checkpoint/   which ids are done (Ray Data's), so that the same command goes on where it stopped
+OUTPUT/checkpoint/   marks of files that are being written and of those that are whole (Ray Data's)
+OUTPUT/lease.json    who is at work in it (lease.py)
+OUTPUT/retry/        rows that are scored anew, until they replace those in scores/ (replace.py)
 """
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -16,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.fs
+from pyarrow import parquet as pq
 
 from m3agiqa import __version__
 from m3agiqa.adapters import check_for_vllm, distinct, load_adapters, tower_adapters
@@ -28,6 +33,8 @@ from m3agiqa.models import hidden_width, model_digest, model_folder, predictor_f
 from m3agiqa.records import Status
 
 MANIFEST = "run.json"
+LEASE = "lease.json"
+RETRY = "retry"
 _PENDING = ".pending.parquet"
 
 
@@ -118,6 +125,8 @@ class Manifest:
         seconds: how long the last command on this output took, the engine's start included.
         images_per_second: of that command, from the first engine's start to the last file's end.
         counts: rows in the output by status, those of earlier commands included.
+        rows: of the input; None where that is not known before all of it is read (tars).
+        command: what was typed, to say how to go on; None where it was no command.
         engine: counters of the engines: tokens, cache queries and hits.
         states_of: of a training set, what decided its states; else empty.
         first_answer: of a training set, whether its descriptions are the model's `own` or `given`.
@@ -136,6 +145,8 @@ class Manifest:
     engine: dict[str, float] = field(default_factory=dict)
     states_of: dict[str, str] = field(default_factory=dict)
     first_answer: str | None = None
+    rows: int | None = None
+    command: str | None = None
 
 
 class Output:
@@ -156,10 +167,31 @@ class Output:
         Raises:
             UserError: if it holds something else, or rows of another fingerprint; nothing is changed then.
         """
+        self.check(manifest)
+        self.make()
+        self.write_manifest(manifest)
+
+    def make(self) -> None:
+        """Makes the folder, if it is not there.
+
+        Raises:
+            UserError: if it cannot be made.
+        """
+        try:
+            self.filesystem.create_dir(self.scores, recursive=True)
+        except OSError as error:
+            raise UserError(f"--output {self.uri}", f"cannot be written ({error})", "give a folder you own") from None
+
+    def check(self, manifest: Manifest) -> None:
+        """Whether the folder is free, or this run's.
+
+        Raises:
+            UserError: if it holds something else, or rows of another fingerprint.
+        """
         earlier = self.read_manifest()
         if earlier is None:
             self._refuse_foreign_files()
-        elif not self._files():
+        elif not self.files():
             pass  # A first attempt that wrote nothing binds nobody.
         elif earlier.fingerprint != manifest.fingerprint:
             changed = ", ".join(differences(earlier.fingerprint_parts, manifest.fingerprint_parts)) or "the version"
@@ -175,11 +207,6 @@ class Output:
                 f"holds scores of another input ({earlier.input}, or other corpus.* settings)",
                 "give another folder, or the input that began this one",
             )
-        try:
-            self.filesystem.create_dir(self.scores, recursive=True)
-        except OSError as error:
-            raise UserError(f"--output {self.uri}", f"cannot be written ({error})", "give a folder you own") from None
-        self.write_manifest(manifest)
 
     def read_manifest(self) -> Manifest | None:
         """The manifest, or None where there is none.
@@ -187,27 +214,52 @@ class Output:
         Raises:
             UserError: if there is one that cannot be read.
         """
-        path = f"{self.path}/{MANIFEST}"
-        if self.filesystem.get_file_info(path).type == pa.fs.FileType.NotFound:
-            return None
         try:
-            with self.filesystem.open_input_stream(path) as stream:
-                return Manifest(**json.loads(stream.read()))
+            data = self.read(MANIFEST)
+            return None if data is None else Manifest(**json.loads(data))
         except (ValueError, TypeError, OSError) as error:
             raise UserError(
                 f"{self.uri}/{MANIFEST}", f"is no manifest ({error})", "give another folder or mend it"
             ) from None
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Writes `run.json` whole: a reader never sees half of one."""
-        data = json.dumps(asdict(manifest), indent=2, ensure_ascii=False, default=str).encode()
+        """Writes `run.json`."""
+        self.write_whole(MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False, default=str).encode())
+
+    def read(self, name: str) -> bytes | None:
+        """A small file of the folder, or None where there is none."""
+        try:
+            with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+                return bytes(stream.read())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write_whole(self, name: str, content: bytes | Callable[[pa.NativeFile], object]) -> None:
+        """Writes a file of the folder, or replaces it: a reader sees the old one or the new one, and never a half.
+
+        Args:
+            name: path below the folder.
+            content: the bytes, or what writes them into a stream.
+        """
+        path = f"{self.path}/{name}"
         # Object stores publish an object when it is closed; on a disk the rename does that.
         local = isinstance(self.filesystem, pa.fs.LocalFileSystem)
-        path = f"{self.path}/{MANIFEST}"
         with self.filesystem.open_output_stream(f"{path}.new" if local else path) as stream:
-            stream.write(data)
+            if callable(content):
+                content(stream)
+            else:
+                stream.write(content)
         if local:
             self.filesystem.move(f"{path}.new", path)
+
+    def write_table(self, path: str, rows: pa.Table) -> None:
+        """Replaces the score file at `path` (one of `files()`)."""
+        self.write_whole(path.removeprefix(f"{self.path}/"), lambda stream: pq.write_table(rows, stream))
+
+    def remove(self, name: str) -> None:
+        """Removes a file of the folder, or does nothing where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_file(f"{self.path}/{name}")
 
     def rows(self, columns: list[str] | None = None) -> pa.Table:
         """The rows that are written, with some or all columns.
@@ -215,43 +267,62 @@ class Output:
         Raises:
             UserError: if there are none.
         """
-        data = self._dataset()
+        return self.dataset().to_table(columns=columns)
+
+    def dataset(self) -> pa.dataset.Dataset:
+        """The rows that are written, not read yet.
+
+        Raises:
+            UserError: if there are none.
+        """
+        data = self.written()
         if data is None:
             raise UserError(f"{self.uri}", "holds no scores", "run `m3agiqa score --output` with this folder first")
-        return data.to_table(columns=columns)
+        return data
 
     def count_by_status(self) -> dict[str, int]:
         """Number of written rows by status, largest first; empty where nothing is written."""
-        data = self._dataset()
+        data = self.written()
         counts: Counter[str] = Counter()
         for batch in data.to_batches(columns=["status"]) if data is not None else ():
             for entry in pc.value_counts(batch.column("status")).to_pylist():
                 counts[entry["values"]] += entry["counts"]
         return dict(counts.most_common())
 
-    def _files(self) -> list[str]:
-        """Score files that are committed. Ray Data writes a file in place between two marks of its own.
+    def files(self) -> list[str]:
+        """Paths of the score files that are committed. Ray Data writes a file in place between two marks of its own.
 
         What a run that was killed left half-written is removed when the next one starts; until then the
         pending mark tells it apart.
         """
-        pending = [name.removesuffix(_PENDING) for name in self._names(self.checkpoint) if name.endswith(_PENDING)]
-        names = [name for name in self._names(self.scores) if name.endswith(".parquet")]
-        return [f"{self.scores}/{name}" for name in names if not any(name.startswith(stem) for stem in pending)]
+        return self._split_files()[0]
+
+    def half_written(self) -> tuple[list[str], list[str]]:
+        """Paths of the score files that a killed run may have left half-written, and those of their marks."""
+        return self._split_files()[1:]
+
+    def _split_files(self) -> tuple[list[str], list[str], list[str]]:
+        marks = [name for name in self._names(self.checkpoint) if name.endswith(_PENDING)]
+        pending = tuple(name.removesuffix(_PENDING) for name in marks)
+        names = sorted(name for name in self._names(self.scores) if name.endswith(".parquet"))
+        whole = [f"{self.scores}/{name}" for name in names if not name.startswith(pending)]
+        half = [f"{self.scores}/{name}" for name in names if name.startswith(pending)]
+        return whole, half, [f"{self.checkpoint}/{name}" for name in marks]
 
     def _names(self, folder: str) -> list[str]:
         found = self.filesystem.get_file_info(pa.fs.FileSelector(folder, allow_not_found=True))
         return [info.base_name for info in found]
 
-    def _dataset(self) -> pa.dataset.Dataset | None:
-        files = self._files()
-        return pa.dataset.dataset(sorted(files), filesystem=self.filesystem, format="parquet") if files else None
+    def written(self) -> pa.dataset.Dataset | None:
+        """The rows that are written, not read yet; None where there are none."""
+        files = self.files()
+        return pa.dataset.dataset(files, filesystem=self.filesystem, format="parquet") if files else None
 
     def _refuse_foreign_files(self) -> None:
         info = self.filesystem.get_file_info(self.path)
         if info.type == pa.fs.FileType.File:
             raise UserError(f"--output {self.uri}", "is a file", "give a folder")
-        found = self.filesystem.get_file_info(pa.fs.FileSelector(self.path, allow_not_found=True))
+        found = set(self._names(self.path)) - {LEASE, f"{LEASE}.new", f"{MANIFEST}.new"}
         if found:
             raise UserError(
                 f"--output {self.uri}", "is not empty and holds no run of m3agiqa", "give an empty or a new folder"

@@ -4,6 +4,7 @@ Knows nothing of Ray: `decode_rows` and `Scorer` work on Arrow tables wherever t
 """
 
 import difflib
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from m3agiqa.aspects import Aspect
 from m3agiqa.config import ImageConfig, RunConfig
-from m3agiqa.corpus import fetch
+from m3agiqa.corpus import Access, Refused
 from m3agiqa.engine.base import Engine, Item, ItemFailed, ItemRejected, Outcome, create_engine
 from m3agiqa.errors import UserError
 from m3agiqa.images import DecodedImage, ImageRejected, decode
@@ -40,26 +41,27 @@ _FETCH_PAUSES_S = (0.5, 2.0)
 
 
 def decode_rows(
-    rows: pa.Table, limits: ImageConfig, slice_rows: int = 16, *, text_only: bool = False
+    rows: pa.Table, limits: ImageConfig, access: Access, slice_rows: int = 16, *, text_only: bool = False
 ) -> Iterator[pa.Table]:
     """Reads and decodes the images of some rows of a corpus; none of them where it is `text_only`.
 
     Yields tables of at most `slice_rows` rows, in order: the columns of the corpus that are not internal,
     and the pixels as internal ones. A row whose image cannot be read keeps its place, with the reason.
     """
+    read = functools.partial(_read, access)
     public = rows.select([name for name in rows.column_names if not name.startswith("_")])
     sources = list(zip(rows["_uri"].to_pylist(), rows["_bytes"].to_pylist(), strict=True))
     with ThreadPoolExecutor(_FETCH_THREADS) as pool:
         for start in range(0, rows.num_rows, slice_rows):
             part = sources[start : start + slice_rows]
-            decoded = [{} for _ in part] if text_only else [_decode_one(read, limits) for read in pool.map(_read, part)]
+            decoded = [{} for _ in part] if text_only else [_decode_one(data, limits) for data in pool.map(read, part)]
             table = public.slice(start, slice_rows)
             for name, kind in _DECODED.items():
                 table = table.append_column(name, pa.array([row.get(name) for row in decoded], kind))
             yield table
 
 
-def _read(source: tuple[str | None, bytes | None]) -> bytes | tuple[Status, str]:
+def _read(access: Access, source: tuple[str | None, bytes | None]) -> bytes | tuple[Status, str]:
     uri, data = source
     if data is not None:
         return data
@@ -67,7 +69,9 @@ def _read(source: tuple[str | None, bytes | None]) -> bytes | tuple[Status, str]
         return Status.REJECTED, "the row names no image"
     for pause_s in (*_FETCH_PAUSES_S, None):
         try:
-            return fetch(uri)
+            return access.fetch(uri)
+        except Refused as refused:
+            return Status.REJECTED, f"not read: {refused}"
         except FileNotFoundError:
             return Status.REJECTED, f"there is no such file: {uri}"
         except Exception as error:  # noqa: BLE001 - the row boundary: file systems raise errors of their own kinds
@@ -95,6 +99,14 @@ def _decode_one(read: bytes | tuple[Status, str], limits: ImageConfig) -> dict[s
         "_width": image.width,
         "_height": image.height,
     }
+
+
+def as_failed(rows: pa.Table, why: str) -> pa.Table:
+    """Rows that `decode_rows` made, as the system's failures: they will not go into an engine."""
+    for name, value in (("_status", str(Status.FAILED)), ("_error", why), ("_pixels", None)):
+        column = pa.array([value] * rows.num_rows, _DECODED[name])
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    return rows
 
 
 def check_given(config: RunConfig, corpus: pa.Schema) -> None:
@@ -135,6 +147,7 @@ class Scorer:
         given = config.capture.first_answer == "given"
         self._given = {a: config.capture.descriptions[a] for a in self._aspects} if given else {}
         self._states = self._aspects if config.capture.write else ()
+        self._retries = config.ray.retries
         self._fingerprint = fingerprint
         # First: what it refuses costs no start of an engine.
         self._opinions = Opinions(config)
@@ -156,7 +169,11 @@ class Scorer:
         items = {i: self._item(row, prompts[i], given[i]) for i, row in enumerate(decoded) if row["_status"] is None}
         outcomes: dict[int, Outcome] = {i: no for i, item in items.items() if (no := self._refusal(item)) is not None}
         askable = {i: item for i, item in items.items() if item.aspects and i not in outcomes}
-        outcomes |= dict(zip(askable, await self.engine.assess(list(askable.values())), strict=True))
+        for _ in range(1 + self._retries):
+            outcomes |= dict(zip(askable, await self.engine.assess(list(askable.values())), strict=True))
+            askable = {i: item for i, item in askable.items() if isinstance(outcomes[i], ItemFailed)}
+            if not askable:
+                break
         scored = [self._row(row, items.get(i), outcomes.get(i)) for i, row in enumerate(decoded)]
         opinions = await self._opinions.of([row.assessments for row in scored])
         for row, opinion in zip(scored, opinions, strict=True):

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from m3agiqa.config import Config, Section
+from m3agiqa.settings import Config, Section
 
 RankLoss = Literal["fidelity", "ranknet", "margin"]
 Metric = Literal["srcc", "plcc", "srcc+plcc", "rmse", "mae"]

@@ -22,8 +22,8 @@ from ray.data.block import BlockMetadata
 from ray.train.torch import get_device
 from safetensors.torch import load_file
 
+from m3agiqa.connection import connect
 from m3agiqa.errors import UserError
-from m3agiqa.pipeline import connect
 from m3agiqa.predictor.batches import Batch, Example, batches, generator
 from m3agiqa.predictor.calibrate import Calibration, calibrate
 from m3agiqa.predictor.captured import (
@@ -35,7 +35,8 @@ from m3agiqa.predictor.captured import (
     read_conversations,
 )
 from m3agiqa.predictor.group import Alone, Processes
-from m3agiqa.predictor.shares import Part, data_digest, labels_of, part
+from m3agiqa.predictor.seen import Seen
+from m3agiqa.predictor.shares import Part, data_digest, labels_of, part, trained_on
 from m3agiqa.predictor.splits import Parts, split
 from m3agiqa.predictor.states import BYTES_OF_A_NUMBER, decode, states_width
 from m3agiqa.predictor.store import SHEET, Predictor, build_head
@@ -119,7 +120,7 @@ def train_predictor(
     with Teller(run, wording, config.track, values, lambda: ray.get(board.history.remote()), say):
         result = fit(_work, job, run, config.ray, use_gpu=use_gpu, verbose=verbose)
     history = ray.get(board.history.remote())
-    done = _finish(job, run, result, history, common_states_of(sets, names), started)
+    done = _finish(job, run, result, history, common_states_of(sets, names), trained_on(conversations, parts), started)
     run.forget_checkpoints(config.ray.storage)
     return done
 
@@ -277,7 +278,13 @@ class _ChunkSource(Datasource):
 
 
 def _finish(
-    job: _Job, run: TrainingRun, result: Any, history: list[EpochRecord], states_of: dict[str, str], started: float
+    job: _Job,
+    run: TrainingRun,
+    result: Any,
+    history: list[EpochRecord],
+    states_of: dict[str, str],
+    met: Seen,
+    started: float,
 ) -> dict[str, Any]:
     """Calibrates the best weights and writes the predictor."""
     config = head_config(job.config, job.width, job.outputs)
@@ -291,6 +298,7 @@ def _finish(
             _calibrations(job, scores),
             states_of,
             {"training": run.fingerprint, "epoch": best["epoch"], "validation": best["validation"], **run.parts},
+            met,
         )
         intervals = {name: one.model_dump() for name, one in predictor.calibration.items()}
         seconds = round(time.monotonic() - started, 3)

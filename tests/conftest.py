@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+RAY_CPUS = 6
+
 
 @pytest.fixture(scope="session")
 def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,15 +25,19 @@ def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """A local Ray cluster with more CPUs on paper than the machine has, so that nothing waits for a slot."""
+@pytest.fixture(scope="module")
+def local_ray() -> None:
+    """A local Ray cluster with more CPUs on paper than the machine has, so that nothing waits for a slot.
+
+    One for all, unless a test has ended it or begun another: each module sees to it that it is there.
+    """
     import ray
 
-    # "local", or a cluster that someone else runs on this machine would be joined, and refuse num_cpus.
-    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
+    if ray.is_initialized() and ray.cluster_resources().get("CPU") == RAY_CPUS:
+        return
     ray.shutdown()
+    # "local", or a cluster that someone else runs on this machine would be joined, and refuse num_cpus.
+    ray.init(address="local", num_cpus=RAY_CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,18 @@ def picture(width: int = 48, height: int = 32, mode: str = "RGB", seed: int = 0)
     return Image.fromarray((np.stack(channels, -1) % 256).astype(np.uint8)).convert(mode)
 
 
+def write_corpus(folder: Path, rows: int) -> str:
+    """A manifest of so many rows, each with an image of its own."""
+    folder.mkdir()
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "image_path", "prompt"])
+        for i in range(rows):
+            picture(seed=i).save(folder / f"{i}.png")
+            writer.writerow([f"row {i}", f"{i}.png", f"a red fox, number {i}."])
+    return str(folder / "manifest.csv")
+
+
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     """The bytes of a file of the image."""
     buffer = io.BytesIO()

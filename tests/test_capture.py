@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 
 from m3agiqa import cli
+from m3agiqa.adapters import load_adapters
 from m3agiqa.aspects import Aspect
-from m3agiqa.config import RunConfig, load_config
+from m3agiqa.config import ModelConfig, RunConfig, load_config
 from m3agiqa.engine.base import Item, Outcome, create_engine
 from m3agiqa.errors import UserError
 from m3agiqa.models import model_folder
@@ -66,13 +68,14 @@ def near(found: torch.Tensor, expected: torch.Tensor, share: float) -> bool:
 def pictures(demo_corpus, tmp_path_factory) -> Path:
     """The first pictures of the demo with a column of a teacher's texts, one of them missing."""
     folder = tmp_path_factory.mktemp("pictures")
+    shutil.copytree(demo_corpus, folder, dirs_exist_ok=True)
     rows = list(csv.DictReader((demo_corpus / "manifest.csv").open()))[:ROWS]
     with (folder / "manifest.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "image_path", "prompt", "mos", "teacher_text"])
         for i, row in enumerate(rows):
             text = "" if i == 4 else f"{EVIL}{i}"
-            writer.writerow([str(i), demo_corpus / row["image_path"], row["prompt"], i / 2, text])
+            writer.writerow([str(i), folder / row["image_path"], row["prompt"], i / 2, text])
     return folder / "manifest.csv"
 
 
@@ -102,7 +105,8 @@ def test_files_hold_the_states_that_the_engines_capture(tmp_path, pictures, dire
     assert [row["mos"] for row in rows] == [i / 2 for i in range(ROWS)]
     assert {row["quality_finish_reason"] for row in rows} <= {"stop", "length"}
     assert "correspondence_states" not in rows[0]
-    assert (manifest.first_answer, manifest.states_of["adapter.quality"]) == ("own", "none")
+    adapter = load_adapters("auto", model_folder(ModelConfig()))[Aspect.QUALITY]
+    assert (manifest.first_answer, manifest.states_of["adapter.quality"]) == ("own", adapter.digest)
     for row, one, other in zip(rows, directly["vllm"][0], directly["transformers"][0], strict=True):
         for aspect in (Aspect.QUALITY, Aspect.AUTHENTICITY):
             assert row[f"{aspect}_description"] == one[aspect].description == other[aspect].description
@@ -113,6 +117,9 @@ def test_files_hold_the_states_that_the_engines_capture(tmp_path, pictures, dire
             assert (found == exact.bfloat16()).float().mean() > 0.99
             assert near(found, exact.bfloat16(), 2**-8)
             assert near(found, other[aspect].captured.values, 2**-8)
+            bounds = row[f"{aspect}_asked_tokens"], row[f"{aspect}_described_tokens"]
+            assert bounds == one[aspect].bounds == other[aspect].bounds
+            assert 0 < bounds[0] < bounds[1] < len(found)
 
 
 @pytest.mark.slow
@@ -163,7 +170,7 @@ def test_a_training_set_is_gone_on_with(tmp_path, pictures, local_ray):
     manifest, out = tmp_path / "m.json", tmp_path / "out"
     rows = list(csv.DictReader(pictures.open()))
     manifest.write_text(json.dumps(rows[:3]))
-    settings = config("simulated", *CAPTURED, "capture.mib_per_file=1")
+    settings = config("simulated", *CAPTURED, "capture.mib_per_file=1", f"access.roots={pictures.parent}")
     assert run_scoring(settings, str(manifest), str(out)).counts == {"ok": 3}
     before = {file: file.read_bytes() for file in (out / "scores").iterdir()}
     manifest.write_text(json.dumps(rows))

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m3agiqa.corpus import fetch, open_corpus
+from m3agiqa.corpus import open_corpus
+from m3agiqa.corpus.files import base_of, fetch
 from m3agiqa.corpus.rows import BYTES_PER_TABLE
 from tests.corpora import encode, picture, read, refusal, rows_of, write_tar, written
 
@@ -48,6 +49,17 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
     (tmp_path / "top/link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "top")
     assert [row["id"] for row in rows_of(tmp_path / "top")] == ["link/1.png"]
+
+
+def test_the_folder_of_an_input_is_known_when_it_is_gone(tmp_path):
+    (tmp_path / "v1.5 [old]").mkdir()
+    (tmp_path / "v1.5 [old]" / "list").write_text("")
+    inputs = {"v1.5 [old]": "v1.5 [old]", "v1.5 [old]/list": "v1.5 [old]", "gone/a.csv": "gone", "gone": "gone"}
+    inputs |= {"gone/*.tar": "gone", "gone/part-{0..9}/x.tar": "gone", "gone/a*/**/b.png": "gone"}
+    assert {name: base_of(f"{tmp_path}/{name}") for name in inputs} == {
+        name: f"{tmp_path}/{folder}" for name, folder in inputs.items()
+    }
+    assert base_of("memory://store/gone/*.tar") == "memory://store/gone"
 
 
 def test_one_image_and_file_uris_and_globs(tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m3agiqa.corpus import FIXED_FIELDS, fetch, open_corpus
+from m3agiqa.corpus import FIXED_FIELDS, open_corpus
+from m3agiqa.corpus.files import fetch
 from m3agiqa.corpus.rows import BYTES_PER_TABLE, made_up_id
 from m3agiqa.images import ImageRejected, decode
 from tests import corpora

@@ -78,24 +78,31 @@ def test_a_run_goes_on_with_what_is_new(tmp_path, demo_corpus):
     assert sorted((out / "scores").iterdir()) == files
 
 
-def test_another_configuration_may_not_write_into_the_same_output(tmp_path, demo_corpus):
-    run_scoring(config(), str(demo_corpus / "manifest.csv"), str(tmp_path))
-    before = rows_of(tmp_path)
-    with pytest.raises(UserError, match=r"scoring\.aspects"):
-        run_scoring(config("scoring.aspects=quality"), str(demo_corpus / "manifest.csv"), str(tmp_path))
-    assert rows_of(tmp_path) == before
-
-
-def test_all_files_have_the_one_schema_and_further_columns_pass_through(tmp_path, demo_corpus):
-    manifest = run_scoring(
-        config("ray.rows_per_file=8", "ray.batch_size=4"), str(demo_corpus / "manifest.csv"), str(tmp_path)
+@pytest.fixture(scope="module")
+def scored(demo_corpus, tmp_path_factory, local_ray):
+    """The folder and the manifest of a run over the demo, in several files."""
+    out = tmp_path_factory.mktemp("scored")
+    return out, run_scoring(
+        config("ray.rows_per_file=8", "ray.batch_size=4"), str(demo_corpus / "manifest.csv"), str(out)
     )
-    files = sorted((tmp_path / "scores").glob("*.parquet"))
+
+
+def test_another_configuration_may_not_write_into_the_same_output(scored, demo_corpus):
+    out, _ = scored
+    before = rows_of(out)
+    with pytest.raises(UserError, match=r"scoring\.aspects"):
+        run_scoring(config("scoring.aspects=quality"), str(demo_corpus / "manifest.csv"), str(out))
+    assert rows_of(out) == before
+
+
+def test_all_files_have_the_one_schema_and_further_columns_pass_through(scored, demo_corpus):
+    out, manifest = scored
+    files = sorted((out / "scores").glob("*.parquet"))
     assert len(files) > 1
     schemas = [pq.read_schema(file) for file in files]
     assert all(schema.equals(schemas[0]) for schema in schemas)
     source = {row["image_path"]: row for row in csv.DictReader((demo_corpus / "manifest.csv").open())}
-    for row in rows_of(tmp_path):
+    for row in rows_of(out):
         name = row["image"].removeprefix(str(demo_corpus) + "/")
         assert row["case"] == source[name]["case"]
         assert row["prompt"] == (source[name]["prompt"] or None)
@@ -138,7 +145,7 @@ def test_the_same_image_gets_the_same_scores_from_every_kind_of_input(tmp_path, 
     (tmp_path / "m.jsonl").write_text("\n".join(lines) + "\n")
     found = {}
     for name in ("folder", "embedded.parquet", "m.jsonl", "shard-0.tar"):
-        run_scoring(config(), str(tmp_path / name), str(tmp_path / f"out-{name}"))
+        run_scoring(config(f"access.roots={demo_corpus}"), str(tmp_path / name), str(tmp_path / f"out-{name}"))
         rows = rows_of(tmp_path / f"out-{name}")
         assert len(rows) == len(source)
         assert all(row["status"] == "ok" and row["id"] and row["image"] for row in rows)
@@ -188,12 +195,12 @@ def test_memory_of_a_table_is_bounded_by_slices(tmp_path, demo_corpus):
 
     corpus = open_corpus(str(demo_corpus / "manifest.csv"))
     table = next(corpus.shards[0].read())
-    slices = list(decode_rows(table, config().images, slice_rows=5))
+    slices = list(decode_rows(table, config().images, corpus.access, slice_rows=5))
     assert [s.num_rows for s in slices] == [5] * (table.num_rows // 5) + [table.num_rows % 5] * bool(table.num_rows % 5)
     assert [i for s in slices for i in s["id"].to_pylist()] == table["id"].to_pylist()
 
 
-def test_scores_open_with_other_readers(tmp_path, demo_corpus):
-    run_scoring(config(), str(demo_corpus / "manifest.csv"), str(tmp_path))
-    table = ds.dataset(str(tmp_path / "scores")).to_table(filter=ds.field("quality_rating_score") >= 0)
-    assert table.num_rows == len(rows_of(tmp_path))
+def test_scores_open_with_other_readers(scored):
+    out, _ = scored
+    table = ds.dataset(str(out / "scores")).to_table(filter=ds.field("quality_rating_score") >= 0)
+    assert table.num_rows == len(rows_of(out))

@@ -33,11 +33,21 @@ def test_the_board_adds_up_rows_and_takes_counters_as_they_stand():
     assert found["ready_at"] > 0
 
 
-def test_an_actor_that_keeps_losing_its_engine_is_noticed_beside_others_that_do_not():
-    board = Board()
-    assert [board.lost("a"), board.lost("a"), board.lost("b")] == [1, 2, 1]
-    board.report("b", {"ok": 1}, {})
-    assert (board.lost("a"), board.lost("b")) == (3, 1)
+def test_a_run_is_stopped_where_too_many_rows_fail_but_not_by_its_first_few():
+    board = Board(max_failed_fraction=0.2)
+    board.report("a", {"ok": 39, "failed": 60}, {})
+    assert board.refusal() is None
+    assert board.enter("a", ["x"], False)
+    board.report("a", {"ok": 1}, {})
+    assert board.refusal().exit_code == 3
+    assert "60 of 100 rows" in str(board.refusal())
+    assert not board.enter("a", ["y"], False)
+
+
+def test_failures_up_to_the_limit_do_not_stop_a_run():
+    board = Board(max_failed_fraction=0.2)
+    board.report("a", {"ok": 80, "failed": 20}, {})
+    assert board.refusal() is None
 
 
 def test_the_first_refusal_stays():
@@ -45,7 +55,7 @@ def test_the_first_refusal_stays():
     assert board.refusal() is None
     board.refuse(UserError("a", "b", "c"))
     board.refuse(UserError("d", "e", "f"))
-    assert board.refusal() == ("a", "b", "c")
+    assert str(board.refusal()) == "a: b; c"
 
 
 def test_off_a_terminal_there_are_plain_lines():

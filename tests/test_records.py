@@ -58,7 +58,12 @@ def test_the_schema_holds_the_contract_and_no_internal_column():
     assert not [name for name in schema.names if name.startswith("_")]
     assert set(scores_schema(CORPUS, tuple(Aspect)).names) >= RESERVED_COLUMNS
     with_states = scores_schema(CORPUS, (Aspect.QUALITY,)).names
-    assert sorted(set(with_states) - set(schema.names)) == ["quality_states", "quality_tokens"]
+    assert sorted(set(with_states) - set(schema.names)) == [
+        "quality_asked_tokens",
+        "quality_described_tokens",
+        "quality_states",
+        "quality_tokens",
+    ]
 
 
 def test_rows_pass_through_and_scores_are_added():
@@ -94,7 +99,9 @@ def test_states_are_written_as_bfloat16_and_read_back():
     table = scores_table(
         corpus_rows(2),
         [
-            ScoredRow(assessments={Aspect.QUALITY: dataclasses.replace(ASSESSED, captured=Captured(states))}),
+            ScoredRow(
+                assessments={Aspect.QUALITY: dataclasses.replace(ASSESSED, captured=Captured(states), bounds=(2, 4))}
+            ),
             ScoredRow(Status.REJECTED),
         ],
         "f",
@@ -104,6 +111,7 @@ def test_states_are_written_as_bfloat16_and_read_back():
     row, rejected = table.to_pylist()
     assert (row["quality_tokens"], len(row["quality_states"])) == (5, 5 * 3 * 2)
     assert torch.equal(states_from_bytes(row["quality_states"], 5), states.bfloat16())
+    assert (row["quality_asked_tokens"], row["quality_described_tokens"]) == (2, 4)
     assert rejected["quality_states"] is None
     assert rejected["quality_tokens"] is None
     with pytest.raises(ValueError, match="30 bytes are not 4 rows"):

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from m3agiqa.cli import main
-from m3agiqa.config import load
 from m3agiqa.errors import UserError
 from m3agiqa.predictor import load as load_predictor
 from m3agiqa.predictor.captured import chunks, open_captured, read_chunk, read_conversations
 from m3agiqa.predictor.metrics import agreement
 from m3agiqa.predictor.splits import split
 from m3agiqa.predictor.states import decode
+from m3agiqa.settings import load
 from m3agiqa.train_config import TrainConfig
 from m3agiqa.train_predictor import train_predictor
 from m3agiqa.training_run import summary
@@ -76,7 +76,13 @@ def test_a_predictor_comes_out(captured, trained):
     assert predictor.calibration["quality"].level == 0.8
     assert predictor.scale == (0.0, 5.0)
     assert predictor.states_of == {k: v for k, v in STATES_OF.items() if k != "adapter.correspondence"}
-    assert sorted(p.name for p in out.iterdir()) == ["predictor.json", "predictor.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "predictor.json",
+        "predictor.safetensors",
+        "trained_on.parquet",
+    ]
+    assert predictor.trained_on.met("id", ["i0003", "never"]) == ["i0003"]
+    assert predictor.trained_on.met("prompt", ["never", "i 7"]) == ["i 7"]
     beside = out.with_name("predictor.training")
     assert sorted(p.name for p in beside.iterdir()) == ["last", "tensorboard", "training.json"]
     assert json.loads((beside / "training.json").read_text()) == done

@@ -15,8 +15,9 @@ from m3agiqa.adapters.files import (
     read_adapter,
 )
 from m3agiqa.aspects import Aspect
+from m3agiqa.config import AUTO_ADAPTERS
 from m3agiqa.errors import UserError
-from m3agiqa.models import model_config_json
+from m3agiqa.models import adapter_beside, model_config_json
 
 KEY = "model.adapters"
 """How errors call the setting."""
@@ -30,7 +31,8 @@ def load_adapters(adapters: Adapters | None, model: Path) -> dict[Aspect, Adapte
     """The LoRA adapter of each aspect; aspects without one are not in the result and run the base model.
 
     Args:
-        adapters: None; the folder or hub id of one adapter for all aspects; or aspect -> folder or hub id.
+        adapters: None; the folder or hub id of one adapter for all aspects; aspect -> folder or hub id; or `auto`,
+            the adapter that comes with the model, if one does.
         model: the base model's folder (`m3agiqa.models.model_folder`).
 
     Adapters of equal contents are one object, so that they share vLLM's slot and prefix cache.
@@ -39,6 +41,9 @@ def load_adapters(adapters: Adapters | None, model: Path) -> dict[Aspect, Adapte
         UserError: for an adapter that is missing, unreadable, no LoRA, or made for another model, and for
             an unknown aspect.
     """
+    if adapters == AUTO_ADAPTERS:
+        beside = adapter_beside(model)
+        adapters = None if beside is None else str(beside)
     if not adapters:
         return {}
     wanted = _by_aspect(adapters)

@@ -8,7 +8,7 @@ import functools
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 # A key may hold a question mark: only what pyarrow reads as an option of the file system ends the path.
 _OPTIONS = re.compile(r"\?(?=(?:endpoint_override|region|scheme|access_key|anonymous|retry_limit_seconds)=)")
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
+_PATTERN = re.compile(r"[*?[{]")
 _NEVER_A_FILE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL}
 PARALLEL_REQUESTS = 16
 """Small reads at once from a remote store, where each one waits tens of milliseconds."""
@@ -58,18 +59,19 @@ def absolute(uri: str) -> str:
 
 def join(base: str, name: str) -> str:
     """The URI of `name` below the folder `base`; options of the file system (`?region=`) stay at the end."""
-    path, options = _split_options(base)
+    path, options = split_options(base)
     return f"{path.rstrip('/')}/{name}{options}"
 
 
 def split(uri: str) -> tuple[str, str]:
     """The URI of the folder that holds a file, and the file's name."""
-    path, options = _split_options(uri)
+    path, options = split_options(uri)
     folder, _, name = path.rstrip("/").rpartition("/")
     return (folder or "/") + options, name
 
 
-def _split_options(uri: str) -> tuple[str, str]:
+def split_options(uri: str) -> tuple[str, str]:
+    """A URI without the options of its file system, and these (`?region=...`, or nothing)."""
     found = _OPTIONS.search(uri)
     return (uri[: found.start()], uri[found.start() :]) if found else (uri, "")
 
@@ -97,7 +99,7 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     if is_local(uri):
         return pafs.LocalFileSystem(), absolute(uri)
-    path, options = _split_options(uri)
+    path, options = split_options(uri)
     scheme, _, rest = path.partition("://")
     place, _, key = rest.partition("/")
     store, prefix = _store(scheme, place, options)
@@ -130,8 +132,8 @@ def open_file(uri: str) -> pa.NativeFile:
     return store.open_input_file(path)
 
 
-def fetch(uri: str) -> bytes:
-    """Reads a whole file.
+def fetch(uri: str, most: int | None = None) -> bytes:
+    """Reads a whole file, or its first `most` bytes. What a corpus names is read by `Access.fetch`.
 
     Raises:
         FileNotFoundError: there is no such file, or nothing can be one under that name: the input's fault.
@@ -139,35 +141,43 @@ def fetch(uri: str) -> bytes:
     """
     try:
         if is_local(uri):
-            return Path(absolute(uri)).read_bytes()
+            with Path(absolute(uri)).open("rb") as file:
+                return file.read(-1 if most is None else most)
         store, path = locate(uri)
         if isinstance(store, pafs.PyFileSystem):
-            return store.handler.fs.cat_file(path)  # one request, where opening a file first asks for its size
+            return store.handler.fs.cat_file(
+                path, end=most
+            )  # one request, where opening a file first asks for its size
         with store.open_input_stream(path, compression=None) as stream:
-            return stream.read()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, "no such file", uri) from error
-    except ValueError as error:  # a NUL in the name, or a URL that cannot be read as one
-        raise FileNotFoundError(errno.ENOENT, f"not a usable file name ({error})", uri) from error
-    except OSError as error:
-        if error.errno in _NEVER_A_FILE:
-            raise FileNotFoundError(errno.ENOENT, f"not a file ({error.strerror})", uri) from error
-        raise
+            return stream.read(most)
+    except (ValueError, OSError) as error:
+        raise as_missing(error, uri) from error
 
 
-def fetch_all(uris: list[str]) -> list[bytes | None]:
+def as_missing(error: ValueError | OSError, uri: str) -> OSError:
+    """A FileNotFoundError where it is the name's fault that a file cannot be read; else the error itself."""
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(errno.ENOENT, "no such file", uri)
+    if isinstance(error, ValueError):  # a NUL in the name, or a URL that cannot be read as one
+        return FileNotFoundError(errno.ENOENT, f"not a usable file name ({error})", uri)
+    if error.errno in _NEVER_A_FILE:
+        return FileNotFoundError(errno.ENOENT, f"not a file ({error.strerror})", uri)
+    return error
+
+
+def fetch_all(uris: list[str], read: Callable[[str], bytes]) -> list[bytes | None]:
     """Reads many small files at once, in order; None for one that cannot be read."""
+
+    def or_none(uri: str) -> bytes | None:
+        try:
+            return read(uri)
+        except OSError:
+            return None
+
     if len(uris) < 2 or is_local(uris[0]):
-        return [_fetch_or_none(uri) for uri in uris]
+        return [or_none(uri) for uri in uris]
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        return list(pool.map(_fetch_or_none, uris))
-
-
-def _fetch_or_none(uri: str) -> bytes | None:
-    try:
-        return fetch(uri)
-    except OSError:
-        return None
+        return list(pool.map(or_none, uris))
 
 
 def expand(uri: str) -> Listing:
@@ -197,15 +207,25 @@ def expand(uri: str) -> Listing:
         cure = "narrow the braces to what is there, or use a glob such as *.tar"
         raise UserError(f"input {uri}", f"nothing at {empty[0]} ({len(empty)} of {len(patterns)} missing)", cure)
     folders = {split(file)[0] for file in found}
-    options = _split_options(found[0])[1]
-    base = posixpath.commonpath([_split_options(folder)[0].replace("://", ":/") for folder in folders])
+    options = split_options(found[0])[1]
+    base = posixpath.commonpath([split_options(folder)[0].replace("://", ":/") for folder in folders])
     base = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*):/", r"\1://", base) + options
-    start = len(_split_options(base)[0].rstrip("/")) + 1
-    return Listing(base, [_split_options(file)[0][start:] for file in found])
+    start = len(split_options(base)[0].rstrip("/")) + 1
+    return Listing(base, [split_options(file)[0][start:] for file in found])
+
+
+def base_of(uri: str) -> str:
+    """The folder below which all files are that an input stands for, whether they are still there or not."""
+    uri = absolute(uri)
+    path, options = split_options(uri)
+    kind = kind_of(uri)
+    if kind == "missing" and (sign := _PATTERN.search(path)) is not None:
+        return path[: sign.start()].rpartition("/")[0] + options
+    return split(uri)[0] if kind == "file" or (kind == "missing" and posixpath.splitext(path)[1]) else uri
 
 
 def _is_glob(pattern: str) -> bool:
-    return any(sign in _split_options(pattern)[0] for sign in "*?[")
+    return any(sign in split_options(pattern)[0] for sign in "*?[")
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
@@ -227,7 +247,7 @@ def _match(pattern: str) -> list[str]:
     if not _is_glob(pattern):
         kind = kind_of(pattern)
         return [join(pattern, name) for name in _walk(pattern)] if kind == "folder" else [pattern][: kind == "file"]
-    path, options = _split_options(pattern)
+    path, options = split_options(pattern)
     parts = path.split("/")
     fixed = next(i for i, part in enumerate(parts) if _is_glob(part))
     base, rest = "/".join(parts[:fixed]) + options, "/".join(parts[fixed:])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from m3agiqa.corpus import files
+from m3agiqa.corpus.access import Access
 from m3agiqa.corpus.rows import ROWS_PER_TABLE, Corpus, Options, blank_to_null, corpus_schema
 from m3agiqa.errors import UserError
 
@@ -42,11 +43,13 @@ class FolderShard:
         base: the folder's URI.
         names: relative paths [n].
         prompts: relative paths of the text files with the prompts [n]; null where there is none.
+        access: how those are read.
     """
 
     base: str
     names: pa.Array
     prompts: pa.Array
+    access: Access
 
     def read(self) -> Iterator[pa.Table]:
         """Yields the rows; reads the prompts, not the images."""
@@ -54,7 +57,7 @@ class FolderShard:
             names = self.names.slice(start, ROWS_PER_TABLE)
             sidecars = self.prompts.slice(start, ROWS_PER_TABLE).to_pylist()
             wanted = sorted({name for name in sidecars if name is not None})
-            contents = files.fetch_all([files.join(self.base, name) for name in wanted])
+            contents = files.fetch_all([files.join(self.base, name) for name in wanted], self.access.fetch)
             # A sidecar that cannot be read (a link to nowhere, say) is no prompt; it must not end the run.
             texts = {name: decode_text(data or b"") for name, data in zip(wanted, contents, strict=True)}
             uris = pa.array([files.join(self.base, name) for name in names.to_pylist()], pa.string())
@@ -97,12 +100,17 @@ def open_folder(listing: files.Listing, options: Options) -> Corpus:
         for start in range(0, len(images), options.rows_per_shard):
             part = slice(start, start + options.rows_per_shard)
             shards.append(
-                FolderShard(listing.base, pa.array(images[part], pa.string()), pa.array(prompts[part], pa.string()))
+                FolderShard(
+                    listing.base,
+                    pa.array(images[part], pa.string()),
+                    pa.array(prompts[part], pa.string()),
+                    options.access,
+                )
             )
     except UnicodeEncodeError as error:
         cure = "rename the file"
         raise UserError(f"input {listing.base}", f"a file name is not UTF-8: {error.object!a}", cure) from error
-    return Corpus(tuple(shards), corpus_schema(()), len(images), tuple(_notes(listing, len(images))))
+    return Corpus(tuple(shards), corpus_schema(()), len(images), options.access, tuple(_notes(listing, len(images))))
 
 
 def _notes(listing: files.Listing, images: int) -> Iterator[str]:

@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
+from m3agiqa.config import AccessConfig
 from m3agiqa.corpus import files, folder, tar, text
+from m3agiqa.corpus.access import Access
 from m3agiqa.corpus.parquet import open_parquet
 from m3agiqa.corpus.rows import Corpus, Options, shorten
 from m3agiqa.errors import UserError
@@ -32,6 +34,7 @@ def open_corpus(
     generator_column: str = "generator",
     images: str | None = None,
     text_only: bool = False,
+    access: AccessConfig | None = None,
     drop: Sequence[str] = (),
     reserved: Collection[str] = (),
     rows_per_shard: int = DEFAULT_ROWS_PER_SHARD,
@@ -53,6 +56,7 @@ def open_corpus(
         generator_column: of a manifest.
         images: folder that a manifest's relative image paths start from; None: the manifest's own.
         text_only: the images are not wanted, and there may be none: `image` is null where there is no column of them.
+        access: which files the rows may name, beyond those below the input's own folders; None: no others.
         drop: columns that shall not pass through.
         reserved: names that no column may pass through under.
         rows_per_shard: about how many rows a shard has, where the input can be cut.
@@ -61,18 +65,41 @@ def open_corpus(
     Raises:
         UserError: whatever makes the input unusable as a whole. An image that is missing is no such thing.
     """
-    columns = (image_column, prompt_column, id_column, generator_column)
-    options = Options(*columns, tuple(drop), reserved, rows_per_shard, images, text_only, lenient)
     try:
         listing = files.expand(uri)
         kind, names = _choose(uri, listing.names)
         if kind == "image":
             names = listing.names  # with the prompts beside them
+        roots = (
+            [listing.base] if kind == "image" else [files.split(files.join(listing.base, name))[0] for name in names]
+        )
+        rules = access or AccessConfig.model_construct()
+        roots += [files.absolute(root) for root in (*([images] if images else []), *rules.roots)]
+        allowed = Access(tuple(dict.fromkeys(roots)), rules)
+        columns = (image_column, prompt_column, id_column, generator_column)
+        options = Options(*columns, tuple(drop), reserved, rows_per_shard, allowed, images, text_only, lenient)
         return _OPENERS[kind](files.Listing(listing.base, names), options)
     except OSError as error:
         raise UserError(
             f"input {uri}", f"it cannot be read: {shorten(error)}", "check the path and the access"
         ) from error
+
+
+def access_of(uri: str, images: str | None, rules: AccessConfig, *more: str) -> Access:
+    """What the rows of a corpus may name, long after it was opened, and the folders `more`; lists no folder.
+
+    Args:
+        uri, images, rules: as they were for `open_corpus` (`rules`: its `access`).
+
+    Raises:
+        UserError: nothing can be said of the input, as its file system does not answer.
+    """
+    roots = (*([images] if images else []), *rules.roots, *more)
+    try:
+        return Access((files.base_of(uri), *map(files.absolute, roots)), rules)
+    except OSError as error:
+        rule = f"it cannot be reached: {shorten(error)}"
+        raise UserError(f"input {uri}", rule, "check the path and the access") from error
 
 
 def kind_of(name: str) -> str | None:

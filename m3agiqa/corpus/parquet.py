@@ -47,13 +47,31 @@ class ParquetShard:
     schema: pa.Schema
 
     def read(self) -> Iterator[pa.Table]:
-        """Yields the rows, with embedded images."""
+        """Yields the rows, with embedded images.
+
+        Raises:
+            UserError: a file is broken where its footer did not tell.
+        """
         for piece in self.pieces:
-            row = piece.first_row
-            for batch in _batches(piece, self.mapping.columns):
-                for part in _by_bytes(batch):
-                    yield to_rows(part, piece.source, self.mapping, self.schema, row)
-                    row += part.num_rows
+            yield from _readable(piece.source.uri, self._rows(piece))
+
+    def _rows(self, piece: Piece) -> Iterator[pa.Table]:
+        row = piece.first_row
+        for batch in _batches(piece, self.mapping.columns):
+            for part in _by_bytes(batch):
+                yield to_rows(part, piece.source, self.mapping, self.schema, row)
+                row += part.num_rows
+
+
+def _readable(uri: str, batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    try:
+        yield from batches
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        # A store that does not answer says so in an OSError, too: only a number of its own tells it on a disk.
+        if isinstance(error, OSError) and (error.errno is not None or not files.is_local(uri)):
+            raise
+        rule = f"it is not a readable parquet file: {shorten(error)}"
+        raise UserError(f"input {uri}", rule, "check that the file is whole") from error
 
 
 def _batches(piece: Piece, columns: list[str]) -> Iterator[pa.Table]:
@@ -65,11 +83,15 @@ def _batches(piece: Piece, columns: list[str]) -> Iterator[pa.Table]:
             size = max(1, min(ROWS_PER_TABLE, BYTES_PER_TABLE // each))
             missing = [name for name in columns if name not in file.schema_arrow.names]
             there = [name for name in columns if name not in missing]
+            rows = 0
             for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=there, use_threads=False):
                 table = pa.Table.from_batches([batch])
+                rows += table.num_rows
                 for name in missing:
                     table = table.append_column(name, pa.nulls(table.num_rows))
                 yield table
+            if there and rows != info.num_rows:
+                raise pa.ArrowInvalid(f"row group {group} has {rows} rows, and its footer says {info.num_rows}")
 
 
 def _by_bytes(table: pa.Table) -> Iterator[pa.Table]:
@@ -104,14 +126,23 @@ def open_parquet(listing: files.Listing, options: Options) -> Corpus:
         _check_ids(value, mapping.id, parts, [info for info, _ in footers])
     schema = corpus_schema(united.field(name) for name in mapping.others)
     pieces = _pieces(parts, [info for info, _ in footers], options.rows_per_shard)
-    return Corpus(tuple(ParquetShard(some, mapping, schema) for some in pieces), schema, rows, tuple(notes))
+    return Corpus(
+        tuple(ParquetShard(some, mapping, schema) for some in pieces), schema, rows, options.access, tuple(notes)
+    )
 
 
 def _footer(source: Source) -> tuple[pq.FileMetaData, pa.Schema]:
     try:
         with files.open_file(source.uri) as stream, pq.ParquetFile(stream) as file:
+            # Asked for here, as names that are not UTF-8 show only then.
+            assert len(file.schema_arrow.names) == len(file.schema_arrow)
+            groups = sum(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+            if groups != file.metadata.num_rows:
+                raise pa.ArrowInvalid(
+                    f"its row groups have {groups} rows, and its footer says {file.metadata.num_rows}"
+                )
             return file.metadata, file.schema_arrow
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         rule = f"it is not a readable parquet file: {shorten(error)}"
         raise UserError(f"input {source.uri}", rule, "check that the file is whole") from error
 
@@ -130,7 +161,8 @@ def _check_ids(value: str, column: str, parts: list[Source], infos: list[pq.File
     def read() -> Iterator[tuple[str, int, pa.Array]]:
         for source, info in zip(parts, infos, strict=True):
             row = 0
-            for batch in _batches(Piece(source, tuple(range(info.num_row_groups)), 0), [column]):
+            whole = Piece(source, tuple(range(info.num_row_groups)), 0)
+            for batch in _readable(source.uri, _batches(whole, [column])):
                 yield source.name, row, as_text(value, column, batch[column].combine_chunks())
                 row += batch.num_rows
 

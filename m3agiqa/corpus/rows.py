@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from m3agiqa.corpus import files
+from m3agiqa.corpus.access import Access
 from m3agiqa.errors import UserError
 
 FIXED_FIELDS: tuple[pa.Field, ...] = (
@@ -50,12 +51,14 @@ class Corpus:
         shards: independent units of reading; together, every row once.
         schema: of every table that is read: `FIXED_FIELDS`, then the columns that pass through.
         rows: how many there are; None where counting would mean reading everything (tars).
+        access: which files its rows may name, and how they are read.
         notes: what a user may want to know about how the input was understood, one line each.
     """
 
     shards: tuple[Shard, ...]
     schema: pa.Schema
     rows: int | None
+    access: Access
     notes: tuple[str, ...] = ()
 
 
@@ -70,6 +73,7 @@ class Options:
     drop: Sequence[str]
     reserved: Collection[str]
     rows_per_shard: int
+    access: Access
     images: str | None = None
     text_only: bool = False
     lenient: bool = False
@@ -267,7 +271,7 @@ def _image_parts(value: str, name: str, column: pa.Array) -> tuple[pa.Array, pa.
 
 def _resolve(references: pa.Array, folder: str) -> pa.Array:
     """Absolute URIs of image references [n]; relative ones start from the manifest's folder."""
-    path, options = files._split_options(folder)
+    path, options = files.split_options(folder)
     below = pc.binary_join_element_wise(path.rstrip("/"), references, "/")
     if options:
         below = pc.binary_join_element_wise(below, options, "")

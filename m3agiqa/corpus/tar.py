@@ -175,4 +175,4 @@ def open_tars(listing: files.Listing, options: Options) -> Corpus:
         raise UserError(
             f"input {shards[0].uri}", rule, "give a tar of images, with prompts in .txt or .json beside them"
         )
-    return Corpus(tuple(shards), schema, None)
+    return Corpus(tuple(shards), schema, None, options.access)

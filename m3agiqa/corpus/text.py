@@ -102,7 +102,7 @@ def open_text(listing: files.Listing, options: Options) -> Corpus:
     types = {name: pa.string() for name in mapping.columns} | {name: guesses[name].type() for name in mapping.others}
     schema = corpus_schema(pa.field(name, types[name]) for name in mapping.others)
     shards = tuple(TextShard(source, kind, mapping, types, schema) for source, kind in parts)
-    return Corpus(shards, schema, rows, tuple(notes))
+    return Corpus(shards, schema, rows, options.access, tuple(notes))
 
 
 def _format(name: str, options: Options) -> str:

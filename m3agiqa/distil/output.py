@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m3agiqa.corpus import FIXED_FIELDS
+from m3agiqa.config import AccessConfig
+from m3agiqa.corpus import FIXED_FIELDS, access_of
 from m3agiqa.corpus.files import is_local
 from m3agiqa.distil.desk import Desk
 from m3agiqa.distil.journal import Journal
@@ -70,6 +71,21 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"--out {folder}", "is a file", "give a folder") from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(str(file), f"cannot be read ({error})", "mend it, or give a new folder") from None
+
+
+def taught_from(uri: str) -> tuple[str, ...]:
+    """The folders that the images of a distillation lie in, for who learns from it; none if `uri` is no distillation.
+
+    Raises:
+        UserError: if its distil.json cannot be read, or the file system of its input does not answer.
+    """
+    if not is_local(uri) or not (Path(uri).expanduser() / MANIFEST).is_file():
+        return ()
+    asked = (read_manifest(Path(uri).expanduser()) or {}).get("decides", {})
+    if "input" not in asked:
+        return ()
+    images = asked.get("config", {}).get("corpus", {}).get("images")
+    return access_of(asked["input"], images, AccessConfig.model_construct()).roots
 
 
 def check_same(folder: Path, parts: dict[str, Any]) -> None:

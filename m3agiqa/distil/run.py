@@ -120,7 +120,7 @@ def _open(
     if config.ask.wording not in TEACHER_WORDINGS:
         raise UserError(f"ask.wording={config.ask.wording}", "there is none", f"take {', '.join(TEACHER_WORDINGS)}")
     labels, folder = labels_of(columns, scale, config.ratings), out_folder(out)
-    corpus = open_labelled(input_uri, config.corpus, labels)
+    corpus = open_labelled(input_uri, config.corpus, config.access, labels)
     for note in corpus.notes:
         say(f"note: {note}")
     counted = survey(corpus, labels)

@@ -11,8 +11,8 @@ import pyarrow as pa
 from PIL import Image
 
 from m3agiqa.aspects import RATING_WORDS, Aspect
-from m3agiqa.config import CorpusConfig
-from m3agiqa.corpus import IMAGE_COLUMNS, Corpus, fetch, open_corpus
+from m3agiqa.config import AccessConfig, CorpusConfig
+from m3agiqa.corpus import IMAGE_COLUMNS, Access, Corpus, open_corpus
 from m3agiqa.distil.journal import Entry, Verdict
 from m3agiqa.distil_config import RatingsConfig, SamplingConfig, TeacherImages
 from m3agiqa.errors import UserError
@@ -43,6 +43,7 @@ class Row:
     uri: str | None
     data: bytes | None
     tasks: tuple[Task, ...]
+    access: Access
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def labels_of(columns: Mapping[Aspect, str], scale: tuple[float, float], ratings
     return Labels(columns, scale, bins)
 
 
-def open_labelled(uri: str, config: CorpusConfig, labels: Labels) -> Corpus:
+def open_labelled(uri: str, config: CorpusConfig, access: AccessConfig, labels: Labels) -> Corpus:
     """Opens a corpus that has the columns of the labels.
 
     Raises:
@@ -86,7 +87,7 @@ def open_labelled(uri: str, config: CorpusConfig, labels: Labels) -> Corpus:
     """
     # The first name that an image column is looked for under: a column of that name would be taken for ours.
     reserved = [IMAGE_COLUMNS[0], *(name for aspect in labels.columns for name in teacher_columns(aspect))]
-    corpus = open_corpus(uri, **config.model_dump(), reserved=reserved)
+    corpus = open_corpus(uri, **config.model_dump(), access=access, reserved=reserved)
     for aspect, column in labels.columns.items():
         said = f"--label {aspect}={column}"
         if column not in corpus.schema.names:
@@ -149,7 +150,7 @@ def rows(corpus: Corpus, labels: Labels) -> Iterator[Row]:
         for i, tasks in enumerate(tasks_in(table, labels)):
             if tasks:
                 data = table["_bytes"][i]
-                yield Row(table["_uri"][i].as_py(), data.as_py() if data.is_valid else None, tasks)
+                yield Row(table["_uri"][i].as_py(), data.as_py() if data.is_valid else None, tasks, corpus.access)
 
 
 def survey(corpus: Corpus, labels: Labels) -> Counter[str]:
@@ -179,7 +180,7 @@ def data_url(row: Row, config: TeacherImages) -> tuple[str, tuple[int, int]]:
         ImageRejected: the image cannot be used. FileNotFoundError: it is not there.
         OSError: it cannot be read now.
     """
-    data = row.data if row.data is not None else fetch(row.uri or "")
+    data = row.data if row.data is not None else row.access.fetch(row.uri or "")
     limits = config.model_dump(include={"max_pixels", "min_side", "max_side", "max_aspect_ratio"})
     image = Image.fromarray(decode(data, **limits).pixels)
     buffer = io.BytesIO()

@@ -2,11 +2,13 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from m3agiqa.aspects import RATING_WORDS, Aspect
 from m3agiqa.config import RunConfig
-from m3agiqa.engine.base import Item, Outcome
+from m3agiqa.engine.base import Item, ItemFailed, Outcome
 from m3agiqa.records import Assessment, Captured
 
 SIMULATED_WIDTH = 8
@@ -18,14 +20,20 @@ class SimulatedEngine:
 
     def __init__(self, config: RunConfig) -> None:
         self._captures = config.capture.kind == "states"
-        self._latency_s = config.engine.simulated_latency_s
+        self._settings = config.engine
         self._items = 0
 
     async def assess(self, items: Sequence[Item]) -> list[Outcome]:
         """One outcome per item; the items of a call take their latency side by side."""
-        await asyncio.sleep(self._latency_s)
+        await asyncio.sleep(self._settings.simulated_latency_s)
         self._items += len(items)
-        return [{aspect: self._assessment(item, aspect) for aspect in item.aspects} for item in items]
+        if self._settings.simulated_log is not None:
+            with Path(self._settings.simulated_log).open("a") as log:
+                log.write(f"{os.getpid()}\n" * len(items))
+        poison = self._settings.simulated_poison
+        if poison is not None and any(poison in (item.prompt or "") for item in items):
+            os._exit(1)
+        return [self._outcome(item) for item in items]
 
     def stats(self) -> dict[str, float]:
         """Images seen."""
@@ -34,12 +42,18 @@ class SimulatedEngine:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _assessment(self, item: Item, aspect: Aspect) -> Assessment:
-        pixels = b"" if item.pixels is None else item.pixels.tobytes()
+    def _outcome(self, item: Item) -> Outcome:
+        pixels = hashlib.sha256(b"" if item.pixels is None else item.pixels.data)
+        if pixels.digest()[0] < 256 * self._settings.simulated_failures:
+            return ItemFailed("a simulated failure")
+        return {aspect: self._assessment(pixels.copy(), item, aspect) for aspect in item.aspects}
+
+    def _assessment(self, pixels: "hashlib._Hash", item: Item, aspect: Aspect) -> Assessment:
         given = item.descriptions.get(aspect)
         described = f"Simulated description of the {aspect}." if given is None else given
         asked = repr((item.prompt, str(aspect)) if given is None else (item.prompt, str(aspect), given))
-        digest = hashlib.sha256(pixels + asked.encode()).digest()
+        pixels.update(asked.encode())
+        digest = pixels.digest()
         weights = [1 + byte for byte in digest[: len(RATING_WORDS)]]
         probs = tuple(weight / sum(weights) for weight in weights)
         word = RATING_WORDS[probs.index(max(probs))]
@@ -52,6 +66,7 @@ class SimulatedEngine:
             generated_tokens=0,
             finish_reason="stop" if given is None else "given",
             captured=_states(digest) if self._captures else None,
+            bounds=(1, 3),
         )
 
 

@@ -40,6 +40,7 @@ class _Talk:
     rating: list[int] = field(default_factory=list)
     logprobs: dict[tuple[int, ...], dict[int, float]] = field(default_factory=dict)
     captured: Captured | None = None
+    bounds: tuple[int, int] | None = None
     note: str | None = None
 
 
@@ -168,6 +169,7 @@ class TransformersEngine:
 
     def _rate(self, talks: list[_Talk]) -> None:
         for talk in talks:
+            talk.bounds = (len(talk.ids), len(talk.ids) + len(talk.description))
             talk.ids = talk.ids + talk.description + self._builder.second_round(talk.questions)
         needed = prefixes(self._builder.rating_ids)
         for prefix, tokens in needed.items():
@@ -243,5 +245,6 @@ class TransformersEngine:
             generated_tokens=(len(talk.description) if talk.given is None else 0) + len(talk.rating),
             finish_reason="given" if talk.given is not None else "length" if talk.cut else "stop",
             captured=talk.captured,
+            bounds=talk.bounds,
             note=talk.note,
         )

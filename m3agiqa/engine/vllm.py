@@ -180,6 +180,7 @@ class VllmEngine:
             generated_tokens=(len(description) if given is None else 0) + len(rating_ids),
             finish_reason=finish_reason,
             captured=captured,
+            bounds=(opened, opened + len(description)),
         )
 
     async def _describe(

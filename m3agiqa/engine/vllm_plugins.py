@@ -6,8 +6,10 @@ registered classes do what vLLM's own do.
 """
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import sys
 import threading
 from importlib.metadata import entry_points
 
@@ -59,6 +61,21 @@ def _end_with_parent() -> None:
 
     if not any(thread.name == _WATCH for thread in threading.enumerate()):
         threading.Thread(target=wait, name=_WATCH, daemon=True).start()
+        # After all other finalizers: the lower the priority, the later.
+        multiprocessing.util.Finalize(None, _leave, exitpriority=-1000)
+
+
+def _leave() -> None:
+    """Ends an engine's process that has finished its work, without taking the interpreter apart.
+
+    Python would free some 6,000 modules one by one: seconds of CPU in each of the engine's processes, which vLLM
+    waits for one after the other when it shuts down.
+    """
+    ended = sys.exc_info()[1]
+    if ended is None or (isinstance(ended, SystemExit) and not ended.code):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def check_vllm() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from m3agiqa.config import dump_config
+from m3agiqa.corpus.files import is_local
 from m3agiqa.finetune_config import FinetuneConfig
 from m3agiqa.finetuning.figures import Figures
 from m3agiqa.finetuning.learner import ADAPTER, lora_config
+from m3agiqa.settings import dump_config
 
 SHEET = "m3agiqa.json"
 """The file of an adapter's folder that names its training, base model and figures."""
@@ -64,7 +65,7 @@ def write_card(folder: Path, config: FinetuneConfig, facts: Mapping[str, Any]) -
             "`engine.vllm_args={enable_tower_connector_lora: true}`; for other models merge it first "
             "(`m3agiqa merge-adapter`)."
         )
-    lines += ["", "## Data", "", *[f"- `{one}`" for one in facts["inputs"]], ""]
+    lines += ["", "## Data", "", *[f"- `{_public(one)}`" for one in facts["inputs"]], ""]
     lines += [
         f"- {part}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
         for part, counts in facts["counts"].items()
@@ -90,3 +91,8 @@ def _table(found: Mapping[str, Figures]) -> list[str]:
         right, within = f"{one['accuracy']:.3f}", f"{one['within_one']:.3f}"
         rows.append(f"| {name} | {one['conversations']} | {loss} | {right} | {within} | {srcc} |")
     return rows
+
+
+def _public(uri: str) -> str:
+    """An input for readers elsewhere: of a local one its last two names, and not where it lies on this machine."""
+    return "/".join(Path(uri).parts[-2:]) if is_local(uri) else uri

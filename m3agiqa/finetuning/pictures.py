@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from m3agiqa.config import ImageConfig
-from m3agiqa.corpus import Shard, fetch
+from m3agiqa.corpus import Refused, Shard
 from m3agiqa.engine.pictures import Tensors, encode_image
 from m3agiqa.finetuning.talks import Bad, Picture
 from m3agiqa.images import ImageRejected, decode
@@ -175,7 +175,7 @@ class Pictures:
             return os.pread(self._spill.fileno(), size, start)
         if picture.uri is None:
             raise FileNotFoundError("the row names no image")
-        return fetch(picture.uri)
+        return picture.access.fetch(picture.uri)
 
     def _take_embedded(self) -> None:
         """Copies this worker's embedded images to a local file, from which any can be had at once."""
@@ -205,6 +205,8 @@ def _shapes(tensors: Tensors) -> dict[str, torch.Size]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, Refused):
+        return f"not read: {error}"
     if isinstance(error, FileNotFoundError):
         return f"there is no such file: {error.filename}" if error.filename else str(error)
     if isinstance(error, ImageRejected):

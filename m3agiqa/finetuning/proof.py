@@ -11,7 +11,7 @@ from m3agiqa.adapters import check_for_vllm, load_adapters
 from m3agiqa.adapters.vllm import TOWER_LORA
 from m3agiqa.aspects import RATING_LEVELS, RATING_WORDS, Aspect, expected_score
 from m3agiqa.config import RunConfig
-from m3agiqa.corpus import Shard, fetch
+from m3agiqa.corpus import Shard
 from m3agiqa.engine.base import Item, ItemFailed, ItemRejected, Outcome, create_engine
 from m3agiqa.errors import UserError
 from m3agiqa.finetune_config import FinetuneConfig
@@ -68,7 +68,7 @@ def prove(config: FinetuneConfig, adapter: Path, exam: Exam) -> dict[str, Any]:
         try:
             pixels = None
             if not config.corpus.text_only:
-                data = embedded[number] if picture.uri is None else fetch(picture.uri)
+                data = embedded[number] if picture.uri is None else picture.access.fetch(picture.uri)
                 pixels = decode(data, **config.images.model_dump()).pixels
         except (OSError, ImageRejected):
             continue  # an image that training has skipped, or that is gone by now

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from m3agiqa.aspects import SCALE_MAX, SCALE_MIN, Aspect
 from m3agiqa.conversation import parse_rating
-from m3agiqa.corpus import Corpus, Shard
+from m3agiqa.corpus import Access, Corpus, Shard
 from m3agiqa.corpus.conversations import DESCRIPTION, ERROR, RATING
 from m3agiqa.errors import UserError
 from m3agiqa.ratings import Bins, equal_bins
@@ -73,6 +73,7 @@ class Picture:
         uri: of the image; None where it is embedded, or the corpus has none.
         place: number of the shard and of the row in it, where the image is embedded.
         origin: number of its input.
+        access: how the image is read.
     """
 
     row: str
@@ -82,6 +83,7 @@ class Picture:
     uri: str | None
     place: tuple[int, int] | None
     origin: int
+    access: Access
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ def _rows(
                 place = (number, in_shard) if embeds else None
                 split = row.get(SPLIT)
                 named = None if split is None else str(split)
-                yield row, label, Picture(label, row["id"], row["prompt"], named, row["_uri"], place, origin)
+                where = (row["_uri"], place, origin, corpus.access)
+                yield row, label, Picture(label, row["id"], row["prompt"], named, *where)
                 at, in_shard = at + 1, in_shard + 1
 
 
@@ -179,8 +182,10 @@ def _take(row: dict[str, Any], label: str, picture: Picture, plan: _Plan, column
     talks: list[Talk] = []
     for aspect, column in plan.description.items():
         values = (row[column], _value(row, plan.rating[aspect]), _value(row, plan.label[aspect]))
-        # A teacher that was not asked has left nothing; an answer that is empty is a fault.
-        if values[0] is None and (values[1] is None or plan.rating[aspect] is None):
+        # A teacher that was not asked has left nothing; an answer that is empty is a fault. In a CSV, which has no
+        # nulls, it is one only beside a rating or a score.
+        unasked = values[0] is None and (values[1] is None or plan.rating[aspect] is None)
+        if unasked or values in (("", "", None), ("", None, None)):
             continue
         try:
             description, word, score = _answers(values, columns, picture.prompt, aspect)

@@ -52,6 +52,7 @@ class Conversations:
     Attributes:
         sets: the captured sets. files: URIs of all their files.
         ids, prompts, splits: of the images; `splits` holds the column `split`, None where there is none.
+        digests: SHA-256 of the image files, None where not known.
         origin: which set each image is from.
         image: [n] which image. output: [n] which label. label: [n].
         tokens: [n]. file, group, row: [n] where the states are: file, row group, and row within that.
@@ -63,6 +64,7 @@ class Conversations:
     ids: list[str]
     prompts: list[str | None]
     splits: list[str | None]
+    digests: list[str | None]
     origin: list[int]
     image: Ints
     output: Ints
@@ -226,6 +228,7 @@ class _Reader:
         self._ids: list[str] = []
         self._prompts: list[str | None] = []
         self._splits: list[str | None] = []
+        self._digests: list[str | None] = []
         self._origin: list[int] = []
         self._parts: list[list[np.ndarray[Any, Any]]] = []
         self._left_out: Counter[str] = Counter()
@@ -236,7 +239,7 @@ class _Reader:
         try:
             with pq.ParquetFile(path, filesystem=store) as file:
                 names = set(file.schema_arrow.names)
-                wanted = {"id", "prompt", "split", "status", *self._labels.values()}
+                wanted = {"id", "prompt", "split", "image_sha256", "status", *self._labels.values()}
                 wanted |= {f"{aspect}_tokens" for aspect in self._labels}
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group, columns=sorted(wanted & names))
@@ -248,11 +251,12 @@ class _Reader:
     def _add(self, rows: pa.Table, file: int, group: int, origin: int) -> None:
         ok = np.array(pc.fill_null(pc.equal(rows["status"], "ok"), False).combine_chunks())
         self._left_out["rows that are not ok"] += int((~ok).sum())
-        first, absent = len(self._ids), [None] * rows.num_rows
+        first = len(self._ids)
         # Every row gets a place, so that a row's image is found by adding; those that are not ok have no conversations.
         self._ids += [str(one) for one in rows["id"].to_pylist()]
-        self._prompts += rows["prompt"].to_pylist() if "prompt" in rows.column_names else absent
-        self._splits += rows["split"].to_pylist() if "split" in rows.column_names else absent
+        there = rows.column_names
+        for name, values in (("prompt", self._prompts), ("split", self._splits), ("image_sha256", self._digests)):
+            values += rows[name].to_pylist() if name in there else [None] * rows.num_rows
         self._origin += [origin] * rows.num_rows
         for output, (aspect, column) in enumerate(self._labels.items()):
             label = _numbers(rows[column], f"--label {aspect}={column}")
@@ -268,13 +272,14 @@ class _Reader:
         """All that was read, without the images that have no conversation."""
         image, output, label, tokens, file, group, row = (np.concatenate(p) for p in zip(*self._parts, strict=True))
         kept, image = np.unique(image, return_inverse=True)
-        texts = ([values[i] for i in kept.tolist()] for values in (self._ids, self._prompts, self._splits))
-        ids, prompts, splits = texts
+        ids = [self._ids[i] for i in kept.tolist()]
+        others = (self._prompts, self._splits, self._digests)
+        prompts, splits, digests = ([values[i] for i in kept.tolist()] for values in others)
         origin = [self._origin[i] for i in kept.tolist()]
         notes = tuple(f"{count} {what} left out" for what, count in self._left_out.items() if count)
         files = tuple(self._files)
         return Conversations(
-            sets, files, ids, prompts, splits, origin, image, output, label, tokens, file, group, row, notes
+            sets, files, ids, prompts, splits, digests, origin, image, output, label, tokens, file, group, row, notes
         )
 
 

@@ -77,13 +77,16 @@ class Head(nn.Module):
         input: the first layer; `LongWay` where it could not be folded with the LM head.
         stack: the package's `xLSTMBlockStack` with faster cells; its state dict is the package's (`vanilla`).
         fc: the regression.
+
+    Args:
+        stack: what stands in for the xLSTM, [batch, tokens, width] -> the same; a token must not depend on later ones.
     """
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: HeadConfig, stack: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
         self.input: nn.Linear | LongWay = _input_layer(config)
-        self.stack = xlstm_stack(config)
+        self.stack = xlstm_stack(config) if stack is None else stack
         self.dropout = nn.Dropout(config.dropout)
         self.fc = nn.Sequential(
             nn.Linear(config.width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, len(config.outputs))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from m3agiqa.predictor.captured import Chunk, Conversations, Ints, chunks
+from m3agiqa.predictor.seen import Seen, seen
 from m3agiqa.predictor.splits import Parts
 from m3agiqa.predictor.trainer import Labels
 
@@ -57,3 +58,10 @@ def data_digest(conversations: Conversations, parts: Parts) -> str:
     for values in (*columns, parts.train, parts.validation, parts.calibration):
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]
+
+
+def trained_on(conversations: Conversations, parts: Parts) -> Seen:
+    """The images and prompts of every part: validation chose the epoch, calibration the intervals."""
+    images = np.unique(conversations.image[np.concatenate([parts.train, parts.validation, parts.calibration])]).tolist()
+    digests, prompts = ([values[i] for i in images] for values in (conversations.digests, conversations.prompts))
+    return seen([conversations.ids[i] for i in images], digests, prompts)

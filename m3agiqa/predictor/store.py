@@ -1,5 +1,7 @@
 """A predictor and its folder: `predictor.safetensors` (the weights) and `predictor.json` (all else).
 
+One that was trained here also has `trained_on.parquet` (see `seen`), which its scores do not depend on.
+
 A folder is complete or not there: it is written beside its place and moved there in one step.
 """
 
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -20,6 +23,9 @@ from m3agiqa.aspects import SCALE_MAX, SCALE_MIN
 from m3agiqa.errors import UserError
 from m3agiqa.predictor.calibrate import Calibration
 from m3agiqa.predictor.head import Head, HeadConfig
+from m3agiqa.predictor.seen import FILE as TRAINED_ON
+from m3agiqa.predictor.seen import Seen
+from m3agiqa.predictor.seen import read as read_seen
 
 FORMAT: Literal[1] = 1
 WEIGHTS, SHEET = "predictor.safetensors", "predictor.json"
@@ -78,6 +84,7 @@ class Predictor:
         states_of: what made the states it is for, as names and versions or digests (`base`, `adapters`,
             `conversation`); empty where that is not known.
         provenance: where it comes from, for people.
+        trained_on: what its training has met; None where that is not known.
     """
 
     head: Head
@@ -86,6 +93,7 @@ class Predictor:
     calibration: dict[str, Calibration] = field(default_factory=dict)
     states_of: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    trained_on: Seen | None = None
 
     def __post_init__(self) -> None:
         _check_names(self.outputs, self.affine, self.calibration, self.scale)
@@ -197,6 +205,8 @@ class Predictor:
             weights = {name: value.cpu().contiguous() for name, value in self.head.state_dict().items()}
             # safetensors itself would make a file that nobody else may read.
             (work / WEIGHTS).write_bytes(save(weights))
+            if self.trained_on is not None:
+                pq.write_table(self.trained_on.table(), work / TRAINED_ON)
             (work / SHEET).write_text(sheet.model_dump_json(indent=1) + "\n", encoding="utf-8")
             work.replace(target)
         return target
@@ -230,6 +240,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Predictor:
         raise UserError(str(where / WEIGHTS), f"cannot be read ({error})", "copy it again") from None
     head = build_head(sheet.head, tensors, str(where / WEIGHTS))
     predictor = Predictor(head, sheet.scale, sheet.affine, sheet.calibration, sheet.states_of, sheet.provenance)
+    predictor.trained_on = read_seen(where)
     return predictor.to(device)
 
 

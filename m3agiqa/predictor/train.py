@@ -18,6 +18,7 @@ import torch
 
 from m3agiqa.aspects import SCALE_MAX, SCALE_MIN
 from m3agiqa.predictor.batches import Batch, batches, generator
+from m3agiqa.predictor.head import Head, HeadConfig
 from m3agiqa.predictor.store import Predictor
 from m3agiqa.predictor.trainer import EpochRecord, Labels, Trainer
 from m3agiqa.train_config import TrainConfig
@@ -61,11 +62,15 @@ def fit(
     scale: tuple[float, float] = (SCALE_MIN, SCALE_MAX),
     device: str | torch.device = "cpu",
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    build: Callable[[HeadConfig], Head] = Head,
 ) -> Fitted:
     """Trains on examples in memory, and leaves torch's random state as it was.
 
     The same call gives the same weights to the bit on a CPU. Of the configuration, `head`, `loss`, `optim` and
     `data.bucket_batches` matter.
+
+    Args:
+        build: makes the head: another one than the xLSTM, to compare it with.
 
     Raises:
         UserError: for a head that cannot be, constant labels, and a loss that is not finite.
@@ -76,7 +81,7 @@ def fit(
     width = train.states[0].shape[1]
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        trainer = Trainer(config, width, outputs, scale, learnt, judged, device=device)
+        trainer = Trainer(config, width, outputs, scale, learnt, judged, device=device, build=build)
         source = _InMemory(train, validation, config)
         trainer.run(source, (lambda: on_epoch(trainer.progress.history[-1])) if on_epoch else None)
         return Fitted(trainer.best(), trainer.progress.history, trainer.progress.best_epoch)

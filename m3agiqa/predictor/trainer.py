@@ -94,6 +94,7 @@ class Trainer:
         labels: of the training part; their means and standard deviations by output become the predictor's.
         judged: labels of the validation part.
         group: the processes that take each step together. All make the same trainer.
+        build: makes the head of a configuration, with weights from torch's random state.
 
     Raises:
         UserError: for a head that cannot be, and labels of an output that are all equal.
@@ -110,6 +111,7 @@ class Trainer:
         *,
         device: str | torch.device = "cpu",
         group: Group | None = None,
+        build: Callable[[HeadConfig], Head] = Head,
     ) -> None:
         self._config, self._outputs, self._scale = config, outputs, scale
         self._device, self._group = torch.device(device), group or Alone()
@@ -120,7 +122,8 @@ class Trainer:
         self._targets = ((labels.values.double() - offset[which]) / factor[which]).float().to(self._device)
         self._which = which.to(self._device)
         torch.manual_seed(config.optim.seed)
-        self.head = Head(head_config(config, input_width, outputs)).to(self._device)
+        self._build = build
+        self.head = build(head_config(config, input_width, outputs)).to(self._device)
         self._best = self._weights()
         matrices = [parameter for parameter in self.head.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in self.head.parameters() if parameter.ndim <= 1]
@@ -184,7 +187,7 @@ class Trainer:
 
     def best(self) -> Predictor:
         """A predictor with the weights of the best epoch, on the CPU."""
-        head = Head(self.head.config)
+        head = self._build(self.head.config)
         head.load_state_dict(self._best)
         return Predictor(head, self._scale, dict(self.affine))
 

@@ -1,9 +1,9 @@
-"""Makes the tiny model: `python -m m3agiqa.tiny --out DIR`."""
+"""Makes the tiny model: `python -m m3agiqa.tiny --out DIR --work DIR`."""
 
 import argparse
 from pathlib import Path
 
-from m3agiqa.tiny.train import DEFAULT_MINUTES, train
+from m3agiqa.tiny.train import STAGES, train
 
 
 def main() -> None:
@@ -14,14 +14,20 @@ def main() -> None:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder for the model")
     parser.add_argument(
-        "--minutes",
-        type=float,
-        default=DEFAULT_MINUTES,
-        help="about how long to train on one core; decides the numbers of steps (default: %(default)g)",
+        "--work", required=True, type=Path, help="folder for the states of the stages: a broken run goes on from there"
+    )
+    parser.add_argument(
+        "--stages",
+        type=lambda names: names.split(","),
+        default=list(STAGES),
+        help="some of them only, parted by commas; `see` can run beside `drill,read` (default: all)",
     )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    train(given.out, minutes=given.minutes, seed=given.seed, log=lambda line: print(line, flush=True))
+    unknown = [name for name in given.stages if name not in STAGES]
+    if unknown:
+        parser.error(f"--stages {unknown[0]}: must be one of {', '.join(STAGES)}")
+    train(given.out, given.work, stages=given.stages, seed=given.seed, log=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ def score(damages: tuple[Damage, ...]) -> float:
 
 
 def degrade(pixels: Picture, damage: Damage, rng: np.random.Generator) -> Picture:
-    """`pixels` with one degradation of `DEGRADATIONS`."""
-    return np.clip(DEGRADATIONS[damage.kind](pixels, damage.severity, rng), 0, 1).astype(np.float32)
+    """`pixels` with one degradation of `DEGRADATIONS` or `UNSEEN_DEGRADATIONS`."""
+    change = (DEGRADATIONS | UNSEEN_DEGRADATIONS)[damage.kind]
+    return np.clip(change(pixels, damage.severity, rng), 0, 1).astype(np.float32)
 
 
 def falsify(pixels: Picture, damage: Damage, rng: np.random.Generator) -> tuple[Picture, NDArray[np.bool_]]:
@@ -125,6 +126,28 @@ DEGRADATIONS: dict[str, Callable[[Picture, float, np.random.Generator], Picture]
     "overexposure": _bright,
     "banding": _banding,
 }
+
+
+def _motion(pixels: Picture, severity: float, rng: np.random.Generator) -> Picture:
+    """A straight move of the camera, level or upright."""
+    length = max(2, round(_geometric(1.5, 16.0, severity) * unit(pixels)))
+    axis = int(rng.integers(2))
+    shifts = range(-(length // 2), length - length // 2)
+    return np.mean([np.roll(pixels, shift, axis) for shift in shifts], axis=0)
+
+
+def _impulse(pixels: Picture, severity: float, rng: np.random.Generator) -> Picture:
+    """Single pixels that are black or white."""
+    chance = rng.random(pixels.shape[:2])[..., None]
+    hit = _geometric(0.005, 0.35, severity)
+    return np.where(chance < hit / 2, 0.0, np.where(chance < hit, 1.0, pixels))
+
+
+UNSEEN_DEGRADATIONS: dict[str, Callable[[Picture, float, np.random.Generator], Picture]] = {
+    "motion blur": _motion,
+    "impulse noise": _impulse,
+}
+"""Kinds that the model is never trained on."""
 
 
 def _region(shape: tuple[int, int], severity: float, rng: np.random.Generator) -> NDArray[np.bool_]:

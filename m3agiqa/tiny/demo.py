@@ -14,23 +14,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from m3agiqa.aspects import SCALE_MAX
 from m3agiqa.tiny.degrade import DEGRADATIONS, Damage, degrade, falsify
-from m3agiqa.tiny.pictures import Group, Picture, Scene, render, to_bytes
+from m3agiqa.tiny.pictures import Picture, Scene, render, to_bytes
 
-COLUMNS = ("image_path", "prompt", "generator", "case")
+COLUMNS = ("image_path", "prompt", "generator", "case", "true_quality", "true_authenticity")
 _SIDE = 384
 _SEED = 9_000_000  # far from any seed of the training
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture of the corpus."""
+    """One picture of the corpus; `quality` and `authenticity` follow from how it was made (see `degrade`)."""
 
     name: str
     pixels: Picture
     prompt: str
     generator: str
     case: str
+    quality: float = SCALE_MAX
+    authenticity: float = SCALE_MAX
 
 
 _PHOTOGRAPHS = {
@@ -46,27 +49,27 @@ _DAMAGED_PHOTOGRAPHS = (("cat.jpg", Damage("blur", 0.7)), ("flower.jpg", Damage(
 # Each scene with the damages that its copies get.
 _SCENES: tuple[tuple[Scene, tuple[Damage, ...]], ...] = (
     (
-        Scene((Group(2, "red", "sphere"),), "on a sandy plain"),
+        Scene(2, "red", "sphere", "on a sandy plain"),
         (Damage("blur", 0.35), Damage("blur", 0.9)),
     ),
     (
-        Scene((Group(1, "blue", "cube"),), "on a wooden table"),
+        Scene(1, "blue", "cube", "on a wooden table"),
         (Damage("noise", 0.6), Damage("checkerboard", 0.6)),
     ),
     (
-        Scene((Group(3, "yellow", "star"),), "on a green meadow"),
+        Scene(3, "yellow", "star", "on a green meadow"),
         (Damage("underexposure", 0.75), Damage("melted", 0.6)),
     ),
     (
-        Scene((Group(1, "purple", "ring"), Group(1, "green", "cone")), "in the snow"),
+        Scene(2, "purple", "ring", "in the snow"),
         (Damage("compression", 0.8), Damage("scrambled", 0.45)),
     ),
     (
-        Scene((Group(1, "white", "cylinder"),), "on a stone floor"),
+        Scene(1, "white", "cylinder", "on a stone floor"),
         (Damage("pixelation", 0.65), Damage("smeared", 0.4)),
     ),
     (
-        Scene((Group(3, "red", "cone"),), "on a calm sea"),
+        Scene(3, "red", "cone", "on a calm sea"),
         (Damage("low contrast", 0.7),),
     ),
 )
@@ -108,12 +111,13 @@ def rows() -> list[Row]:
 def _copy(row: Row, damage: Damage, number: int) -> Row:
     """`row` with one damage."""
     rng = np.random.default_rng([_SEED, number])
-    if damage.kind in DEGRADATIONS:
-        pixels, family = degrade(row.pixels, damage, rng), "degraded"
-    else:
-        pixels, family = falsify(row.pixels, damage, rng)[0], "artefact"
     name = f"{row.name}-{damage.kind.replace(' ', '-')}-{round(damage.severity * 100)}"
-    return Row(name, pixels, row.prompt, f"{family}:{damage.kind}", f"severity {damage.severity:g}")
+    case, left = f"severity {damage.severity:g}", SCALE_MAX * (1 - damage.severity)
+    if damage.kind in DEGRADATIONS:
+        pixels = degrade(row.pixels, damage, rng)
+        return Row(name, pixels, row.prompt, f"degraded:{damage.kind}", case, quality=left)
+    pixels = falsify(row.pixels, damage, rng)[0]
+    return Row(name, pixels, row.prompt, f"artefact:{damage.kind}", case, authenticity=left)
 
 
 def write(out: str | Path) -> Path:
@@ -128,7 +132,9 @@ def write(out: str | Path) -> Path:
             # PNG keeps the damage exactly as it was measured out.
             path = f"images/{row.name}.png"
             Image.fromarray(to_bytes(row.pixels)).save(folder / path)
-            writer.writerow((path, row.prompt, row.generator, row.case))
+            # With decimals throughout: a part of the manifest must not be read as whole numbers.
+            truths = (f"{row.quality:.4f}", f"{row.authenticity:.4f}")
+            writer.writerow((path, row.prompt, row.generator, row.case, *truths))
     return manifest
 
 

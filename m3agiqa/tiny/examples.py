@@ -4,7 +4,9 @@ The questions come from `m3agiqa.conversation` and the ids from `PromptBuilder`,
 trained on is to the token what an engine asks it.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,35 @@ from m3agiqa.aspects import SCALE_MAX, SCALE_MIN, Aspect, word_of_score
 from m3agiqa.conversation import questions
 from m3agiqa.engine.prompting import PromptBuilder
 from m3agiqa.tiny.degrade import Damage
-from m3agiqa.tiny.pictures import COLOURS, PLACES, SHAPES, Group, Scene, random_scene
+from m3agiqa.tiny.facts import ITEMS, Facts
+from m3agiqa.tiny.pictures import Scene, random_scene
 from m3agiqa.tiny.prompts import STYLES, foreign_prompt
-from m3agiqa.tiny.samples import Sample
+
+FAULTS: Mapping[str, str] = MappingProxyType(
+    {
+        "blur": "blurred",
+        "noise": "noisy",
+        "compression": "blocky from compression",
+        "pixelation": "pixelated",
+        "low contrast": "washed out",
+        "underexposure": "too dark",
+        "overexposure": "too bright",
+        "banding": "banded in its colours",
+    }
+)
+"""How a description names each degradation."""
+
+_ADVERBS = ("barely", "slightly", "clearly", "strongly", "extremely")
+_SIGNS = {
+    "melted": "looks melted",
+    "repeated": "repeats the same tile",
+    "checkerboard": "shows a checkerboard pattern",
+    "scrambled": "is scrambled into square pieces",
+    "smeared": "is smeared into streaks",
+}
+_SIZES = ("tiny", "small", "middling", "large", "huge")
+_WEIGHTS = {"count": 0.22, "colour": 0.28, "shape": 0.28, "place": 0.22}
+"""What the objects are counts most, and the word follows from the number of items that are met."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +52,12 @@ class Conversation:
 
     Attributes:
         score: the true score, which decides the rating word; None where the truth is not known.
-        match: how far the items of the prompt are met, where that was asked and is known.
     """
 
     aspect: Aspect
     prompt: str | None
     description: str
     score: float | None
-    match: "Match | None" = None
 
     @property
     def word(self) -> str:
@@ -39,36 +65,16 @@ class Conversation:
         return word_of_score((SCALE_MIN + SCALE_MAX) / 2 if self.score is None else self.score)
 
 
-_ADVERBS = ((0.3, "slightly"), (0.65, "clearly"), (1.1, "strongly"))
-_FAULTS = {
-    "blur": "blurred",
-    "noise": "noisy",
-    "compression": "blocky from compression",
-    "pixelation": "pixelated",
-    "low contrast": "washed out",
-    "underexposure": "too dark",
-    "overexposure": "too bright",
-    "banding": "banded in its colours",
-}
-_SIZES = ((0.3, "small"), (0.65, "large"), (1.1, "very large"))
-_SIGNS = {
-    "melted": "looks melted",
-    "repeated": "repeats the same tile",
-    "checkerboard": "shows a checkerboard pattern",
-    "scrambled": "is scrambled into square pieces",
-    "smeared": "is smeared into streaks",
-}
-
-
-def _degree(severity: float, steps: tuple[tuple[float, str], ...]) -> str:
-    return next(word for limit, word in steps if severity < limit)
+def _degree(severity: float, words: tuple[str, ...]) -> str:
+    """The word of a fifth of the scale, as the rating words are: one fault alone decides the rating."""
+    return words[min(int(severity * len(words)), len(words) - 1)]
 
 
 def describe_quality(degradations: tuple[Damage, ...]) -> str:
     """Such as "The image is strongly blurred and slightly noisy."; the main fault first."""
     if not degradations:
         return "The image is sharp and clean."
-    faults = [f"{_degree(d.severity, _ADVERBS)} {_FAULTS[d.kind]}" for d in degradations]
+    faults = [f"{_degree(d.severity, _ADVERBS)} {FAULTS[d.kind]}" for d in degradations]
     return f"The image is {' and '.join(faults)}."
 
 
@@ -79,90 +85,56 @@ def describe_authenticity(artefacts: tuple[Damage, ...]) -> str:
     return " ".join(f"A {_degree(d.severity, _SIZES)} area {_SIGNS[d.kind]}." for d in artefacts)
 
 
-@dataclass(frozen=True)
-class Match:
-    """How far each item of a prompt is met, from 0 to 1."""
-
-    shape: float
-    colour: float
-    number: float
-    place: float
-
-    @property
-    def score(self) -> float:
-        """The correspondence score: what the objects are counts most, and one miss is never excellent."""
-        return SCALE_MAX * (0.28 * (self.shape + self.colour) + 0.22 * (self.number + self.place))
-
-    @property
-    def text(self) -> str:
-        """Such as "The shape matches, the colour differs, ..."."""
-        verdicts = [
-            f"the {name} {'matches' if met == 1 else 'differs' if met == 0 else 'partly differs'}"
-            for name, met in (("shape", self.shape), ("colour", self.colour), ("number", self.number))
-        ]
-        place = "matches" if self.place == 1 else "differs"
-        return f"{', '.join(verdicts)} and the place {place}.".capitalize()
+def item_word(name: str, value: object) -> str:
+    """How an answer names the value of an item: "two", "red", "sphere", and a place by its last word."""
+    return ("one", "two", "three")[int(str(value)) - 1] if name == "count" else str(value).split()[-1]
 
 
-_NOTHING = Match(0.0, 0.0, 0.0, 0.0)
+def verdict(asked: str, here: str) -> str:
+    """Such as "Asked for red, here blue: different."."""
+    return f"Asked for {asked}, here {here}: {'same' if asked == here else 'different'}."
 
 
-def compare(shown: Scene, asked: Scene) -> Match:
-    """How well `shown` meets `asked`; both have equally many groups."""
-    pairs = list(zip(shown.groups, asked.groups, strict=True))
-    return Match(
-        shape=float(np.mean([a.shape == b.shape for a, b in pairs])),
-        colour=float(np.mean([a.colour == b.colour for a, b in pairs])),
-        number=float(np.mean([a.count == b.count for a, b in pairs])),
-        place=float(shown.place == asked.place),
+def describe_correspondence(shown: Scene, asked: Scene) -> str:
+    """Every item that was asked for beside the one that is shown, and whether they are the same."""
+    pairs = [(name, getattr(asked, name), getattr(shown, name)) for name in ITEMS]
+    return " ".join(verdict(item_word(name, a), item_word(name, b)) for name, a, b in pairs)
+
+
+def correspondence_score(shown: Scene, asked: Scene) -> float:
+    """The true correspondence score, 0 to 5: the weight of the items that are met."""
+    return SCALE_MAX * sum(w for name, w in _WEIGHTS.items() if getattr(shown, name) == getattr(asked, name))
+
+
+def correspondence(facts: Facts, rng: np.random.Generator) -> Conversation:
+    """A prompt that the picture meets, meets in part or does not meet, and what is to be said of it."""
+    chance, shown = rng.random(), facts.scene
+    foreign = "The prompt asks for something else."
+    if shown is None:
+        here = "Here is a photograph."
+        if chance < 0.5:
+            prompt = _styled(random_scene(rng).text, rng)
+            return Conversation(Aspect.CORRESPONDENCE, prompt, f"{here} {foreign}", SCALE_MIN)
+        unknown = f"{here} Whether the prompt fits cannot be told."
+        return Conversation(Aspect.CORRESPONDENCE, foreign_prompt(rng), unknown, None)
+    if chance < 0.1:
+        return Conversation(Aspect.CORRESPONDENCE, foreign_prompt(rng), foreign, SCALE_MIN)
+    asked = altered(shown, 0 if chance < 0.35 else int(rng.integers(1, len(ITEMS) + 1)), rng)
+    return Conversation(
+        Aspect.CORRESPONDENCE,
+        _styled(asked.text, rng),
+        describe_correspondence(shown, asked),
+        correspondence_score(shown, asked),
     )
 
 
-def correspondence(sample: Sample, rng: np.random.Generator) -> Conversation:
-    """A prompt that the sample meets, meets in part or does not meet, and what is to be said of it."""
-    shown = "The image shows a photograph." if sample.scene is None else f"The image shows {sample.scene.text}."
-    chance = rng.random()
-    if sample.scene is None:
-        asked = random_scene(rng).text if chance < 0.5 else foreign_prompt(rng)
-        known = chance < 0.5
-        verdict = "The prompt asks for something else." if known else "Whether the prompt fits cannot be told."
-        met = _NOTHING if known else None
-        return Conversation(
-            Aspect.CORRESPONDENCE, _styled(asked, rng), f"{shown} {verdict}", met.score if met else None, met
-        )
-    if chance < 0.12:
-        verdict = "The prompt asks for something else."
-        return Conversation(Aspect.CORRESPONDENCE, foreign_prompt(rng), f"{shown} {verdict}", 0.0, _NOTHING)
-    changes = 0 if chance < 0.40 else int(rng.integers(1, 5))
-    asked_scene = altered(sample.scene, changes, rng)
-    match = compare(sample.scene, asked_scene)
-    prompt = _styled(asked_scene.text, rng)
-    return Conversation(Aspect.CORRESPONDENCE, prompt, f"{shown} {match.text}", match.score, match)
-
-
 def altered(scene: Scene, changes: int, rng: np.random.Generator) -> Scene:
-    """`scene` with `changes` of its four items (shape, colour, number, place) made different."""
-    for item in rng.permutation(["shape", "colour", "number", "place"])[:changes]:
-        if item == "place":
-            scene = replace(scene, place=_other(PLACES, scene.place, rng))
-            continue
-        # In one of two groups or in both.
-        chosen = [g for g in range(len(scene.groups)) if rng.random() < 0.7] or [0]
-        groups = tuple(_change(g, str(item), rng) if i in chosen else g for i, g in enumerate(scene.groups))
-        scene = replace(scene, groups=groups)
-    return scene
-
-
-def _change(group: Group, item: str, rng: np.random.Generator) -> Group:
-    if item == "shape":
-        return replace(group, shape=_other(SHAPES, group.shape, rng))
-    if item == "colour":
-        return replace(group, colour=_other(tuple(COLOURS), group.colour, rng))
-    return replace(group, count=int(_other(("1", "2", "3"), str(group.count), rng)))
-
-
-def _other(choices: tuple[str, ...], current: str, rng: np.random.Generator) -> str:
-    return str(rng.choice([choice for choice in choices if choice != current]))
+    """`scene` with `changes` of its items made different."""
+    items: dict[str, Any] = asdict(scene)
+    for name in map(str, rng.permutation(list(ITEMS))[:changes]):
+        others = [value for value in ITEMS[name] if value != items[name]]
+        items[name] = others[int(rng.integers(len(others)))]
+    return Scene(**items)
 
 
 def _styled(prompt: str, rng: np.random.Generator) -> str:
@@ -170,16 +142,16 @@ def _styled(prompt: str, rng: np.random.Generator) -> str:
     return prompt if rng.random() < 0.5 else str(rng.choice(STYLES)).format(prompt)
 
 
-def conversations(sample: Sample, rng: np.random.Generator) -> list[Conversation]:
+def conversations(facts: Facts, rng: np.random.Generator) -> list[Conversation]:
     """One conversation per aspect; none about correspondence where the contents cannot be made out."""
-    about = correspondence(sample, rng)
+    about = correspondence(facts, rng)
     # The prompt stands in front of every question, except where an image has none.
     prompt = None if rng.random() < 0.25 else about.prompt
     made = [
-        Conversation(Aspect.QUALITY, prompt, describe_quality(sample.degradations), sample.quality),
-        Conversation(Aspect.AUTHENTICITY, prompt, describe_authenticity(sample.artefacts), sample.authenticity),
+        Conversation(Aspect.QUALITY, prompt, describe_quality(facts.degradations), facts.quality),
+        Conversation(Aspect.AUTHENTICITY, prompt, describe_authenticity(facts.artefacts), facts.authenticity),
     ]
-    return [*made, about] if sample.readable else made
+    return [*made, about] if facts.readable else made
 
 
 @dataclass(frozen=True)
@@ -188,12 +160,11 @@ class Encoded:
 
     Attributes:
         targets: whether the token is the assistant's, and so one to learn.
-        described_at, rating_at: the positions where the two answers begin.
+        rating_at: the position of the rating word.
     """
 
     ids: list[int]
     targets: list[bool]
-    described_at: int
     rating_at: int
 
 
@@ -206,35 +177,24 @@ class Encoder:
         self.pad_id: int = processor.tokenizer.pad_token_id
         self.image_ids: list[int] = processor.tokenizer(expansion, add_special_tokens=False)["input_ids"]
 
-    def opening(self, conversation: Conversation) -> Encoded:
-        """The conversation up to where the description begins."""
-        asked = questions(conversation.aspect, conversation.prompt, "v1")
-        ids = self.expand(self.builder.first_round(asked))
-        return Encoded(ids, [False] * len(ids), len(ids), len(ids))
-
     def expand(self, ids: list[int]) -> list[int]:
         """`ids` with the one image placeholder replaced by the image's tokens."""
         at = ids.index(self.builder.image_token_id)
         return ids[:at] + self.image_ids + ids[at + 1 :]
 
-    def encode(self, conversation: Conversation, said: list[int] | None = None) -> Encoded:
-        """The whole conversation, answers included.
-
-        Args:
-            said: a description of the model's own in place of the right one; it is not to be learnt then.
-        """
+    def encode(self, conversation: Conversation) -> Encoded:
+        """The whole conversation, answers included."""
         asked = questions(conversation.aspect, conversation.prompt, "v1")
         first = self.expand(self.builder.first_round(asked))
-        described = self.builder.answer(conversation.description) if said is None else said
+        described = self.builder.answer(conversation.description)
         second = self.builder.second_round(asked)
         rated = self.builder.answer(conversation.word)
         end = self.builder.end_of_answer
         targets = (
             [False] * len(first)
-            + [said is None] * (len(described) + 1)  # with the end of turn, which opens the second round
+            + [True] * (len(described) + 1)  # with the end of turn, which opens the second round
             + [False] * (len(second) - 1)
             + [True] * (len(rated) + 1)
             + [False] * (len(end) - 1)
         )
-        before = len(first) + len(described) + len(second)
-        return Encoded(first + described + second + rated + end, targets, len(first), before)
+        return Encoded(first + described + second + rated + end, targets, len(first) + len(described) + len(second))

@@ -6,7 +6,7 @@ Imports nothing but numpy, so that the demo starts at once.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,34 +38,18 @@ PLACES: tuple[str, ...] = (
 
 
 @dataclass(frozen=True)
-class Group:
-    """`count` equal objects."""
+class Scene:
+    """What a picture shows: `count` equal objects at a place."""
 
     count: int
     colour: str
     shape: str
-
-    @property
-    def text(self) -> str:
-        """Such as "two red spheres"."""
-        return f"{COUNTS[self.count - 1]} {self.colour} {self.shape}{'s' if self.count > 1 else ''}"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a picture shows: one or two groups, from left to right, at a place."""
-
-    groups: tuple[Group, ...]
     place: str
 
     @property
     def text(self) -> str:
-        """The caption, which is also the prompt that asks for exactly this scene."""
-        return f"{' and '.join(g.text for g in self.groups)} {self.place}"
-
-    def mirrored(self) -> "Scene":
-        """The scene of the picture flipped left to right."""
-        return replace(self, groups=self.groups[::-1])
+        """Such as "two red spheres on a sandy plain", which is also the prompt that asks for exactly this scene."""
+        return f"{COUNTS[self.count - 1]} {self.colour} {self.shape}{'s' if self.count > 1 else ''} {self.place}"
 
 
 @dataclass(frozen=True)
@@ -85,18 +69,9 @@ class Rendered:
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A scene with one group, or with two in one case of four."""
-    groups = [_random_group(rng, 3)]
-    if rng.random() < 0.25:
-        second = _random_group(rng, 2)
-        # Two groups that look alike would be one larger group to the eye.
-        if (second.colour, second.shape) != (groups[0].colour, groups[0].shape):
-            groups = [replace(groups[0], count=min(groups[0].count, 2)), second]
-    return Scene(tuple(groups), str(rng.choice(PLACES)))
-
-
-def _random_group(rng: np.random.Generator, most: int) -> Group:
-    return Group(int(rng.integers(1, most + 1)), str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)))
+    """A scene by chance, every count, colour, shape and place as likely as the others."""
+    count = int(rng.integers(1, len(COUNTS) + 1))
+    return Scene(count, str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), str(rng.choice(PLACES)))
 
 
 def render(scene: Scene, seed: int, side: int = EYE) -> Rendered:
@@ -106,19 +81,18 @@ def render(scene: Scene, seed: int, side: int = EYE) -> Rendered:
     pixels = _backdrop(scene.place, horizon, rng, side)
     shape_map = np.zeros((side, side), np.uint8)
     colour_map = np.zeros((side, side), np.uint8)
-    objects = [group for group in scene.groups for _ in range(group.count)]
     centres: list[tuple[float, float]] = []
-    radius = float(rng.uniform(0.115, 0.145)) * {1: 1.5, 2: 1.3, 3: 1.05, 4: 0.9}[len(objects)]
+    radius = float(rng.uniform(0.115, 0.145)) * {1: 1.5, 2: 1.3, 3: 1.05}[scene.count]
     light = float(rng.choice([-1.0, 1.0])) * float(rng.uniform(0.35, 0.65))
-    width = 1.0 / len(objects)
-    for i, group in enumerate(objects):
+    width = 1.0 / scene.count
+    for i in range(scene.count):
         slack = max(0.0, width / 2 - radius * 1.08)
         x = (i + 0.5) * width + float(rng.uniform(-slack, slack))
         y = float(rng.uniform(max(horizon + 0.1, radius + 0.04), 0.93 - radius))
         r = radius * float(rng.uniform(0.92, 1.05))
-        mask = _draw(pixels, group, x, y, r, light, rng)
-        shape_map[mask > 0.5] = SHAPES.index(group.shape) + 1
-        colour_map[mask > 0.5] = list(COLOURS).index(group.colour) + 1
+        mask = _draw(pixels, scene, x, y, r, light, rng)
+        shape_map[mask > 0.5] = SHAPES.index(scene.shape) + 1
+        colour_map[mask > 0.5] = list(COLOURS).index(scene.colour) + 1
         centres.append((x, y))
     np.clip(pixels, 0.0, 1.0, out=pixels)
     return Rendered(pixels, shape_map, colour_map, tuple(centres))
@@ -210,19 +184,19 @@ _GROUNDS: dict[str, Callable[..., Picture]] = dict(
 
 
 def _draw(
-    pixels: Picture, group: Group, x: float, y: float, r: float, light: float, rng: np.random.Generator
+    pixels: Picture, scene: Scene, x: float, y: float, r: float, light: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Paints one object and its shadow in place; returns its coverage."""
     side = pixels.shape[0]
     axis = (np.arange(side, dtype=np.float32) + 0.5) / side
     # Coordinates in units of the radius; q points down.
     p, q = np.broadcast_arrays((axis[None, :] - x) / r, (axis[:, None] - y) / r)
-    distance, shade = _FORMS[group.shape](p, q, light)
+    distance, shade = _FORMS[scene.shape](p, q, light)
     mask = np.clip(0.5 - distance * r * side, 0, 1)
     shadow = np.exp(-((((p + light * 0.9) / 1.25) ** 2 + ((q - 0.93) / 0.3) ** 2) ** 2))
     pixels *= (1 - 0.55 * shadow)[..., None]
     grain = 1 + 0.035 * fractal(rng, side, 0.5)
-    colour = np.asarray(COLOURS[group.colour], np.float32) * float(rng.uniform(0.92, 1.08))
+    colour = np.asarray(COLOURS[scene.colour], np.float32) * float(rng.uniform(0.92, 1.08))
     body = colour * np.clip(shade * grain, 0.16, 1.25)[..., None] + np.clip(shade - 1.02, 0, 1)[..., None]
     pixels *= 1 - mask[..., None]
     pixels += body * mask[..., None]

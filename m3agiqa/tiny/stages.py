@@ -1,122 +1,179 @@
-"""The two stages of the training: first to see, then to speak."""
+"""The stages of the training: drill, read, see and say; each can be taken up where it stopped.
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+- `drill`: text alone, whether two words are the same. Inside long conversations this is hardly ever learnt.
+- `read`: conversations in which the image's tokens are written from the facts; the language side only.
+- `see`: the same tokens from pictures; the eye and the connector only, so it can run beside the others.
+- `say`: conversations about pictures, with everything.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from m3agiqa.aspects import RATING_LEVELS
-from m3agiqa.tiny.heads import Heads, truth_of
-from m3agiqa.tiny.samples import Sample
-from m3agiqa.tiny.talks import Batch, States, Teacher, states_of
+from m3agiqa.tiny.corpus import PHOTOGRAPH_SHARE, Pool, draw_scene
+from m3agiqa.tiny.examples import Encoder, item_word, verdict
+from m3agiqa.tiny.eyecode import WHOLE, EyeLoss, written
+from m3agiqa.tiny.facts import ITEMS, Facts, draw_damage
+from m3agiqa.tiny.runner import Log, Losses, run_stage
+from m3agiqa.tiny.talks import Batch, choose, collate, padded, rating_losses, states_of, word_loss
+from m3agiqa.tiny.vision import BEGUN_LAYERS, initialise, join, pixel_values
 
-OWN_SHARE, OWN_FROM = 0.5, 0.75
-"""In the last quarter of stage 2, half of the conversations hold the model's own description."""
-
-_HEADS_WEIGHT = 0.3
-"""How much the heads of stage 1 still count in stage 2."""
-
-Draw = Callable[[int], list[Sample]]
-Log = Callable[[str], None]
+_SEE_BATCH, _DRILL_BATCH, _READ_BATCH, _SAY_BATCH = 12, 96, 20, 16
 
 
-def learn_to_see(model: Any, heads: Heads, teacher: Teacher, draw: Draw, log: Log, **how: Any) -> None:
-    """Stage 1: everything that is known of a picture, by eye and at the end of the first question."""
+@dataclass(frozen=True)
+class Plan:
+    """How long and on what to train. Counts, not times, so that the same plan gives the same model.
 
-    def losses() -> dict[str, Tensor]:
-        samples = draw(how["batch"])
-        batch = teacher.openings(samples)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return _of_heads(model, heads, samples, batch, states_of(model, batch))
-
-    _run(losses, _groups(model, heads, how), how["steps"], "see", log)
-
-
-def learn_to_speak(model: Any, heads: Heads, teacher: Teacher, draw: Draw, log: Log, **how: Any) -> None:
-    """Stage 2: the assistant's tokens."""
-    rating_ids = torch.tensor([ids[0] for ids in teacher.encoder.builder.rating_ids])
-    done = 0
-
-    def losses() -> dict[str, Tensor]:
-        nonlocal done
-        samples = draw(how["batch"])
-        batch = teacher.conversations(samples, OWN_SHARE if done >= OWN_FROM * how["steps"] else 0.0)
-        done += 1
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            states = states_of(model, batch)
-            known = _of_heads(model, heads, samples, batch, states)
-            return _of_words(model, batch, states.last, rating_ids) | {"heads": _HEADS_WEIGHT * _sum(known.values())}
-
-    _run(losses, _groups(model, heads, how), how["steps"], "say", log)
-
-
-def _groups(model: Any, heads: Heads, how: dict[str, Any]) -> list[dict[str, Any]]:
-    """The eye learns more slowly than the rest, which would otherwise wipe out what it begins with.
-
-    The connector too: it sums so many inputs that a step of the usual size would upset every token.
+    Attributes:
+        bases: undamaged pictures, each of which is damaged anew every time it is drawn.
+        begin_on: pictures that the eye's beginning is fitted to.
     """
-    eye, connector = [*model.model.vision_model.parameters()], [*model.model.connector.parameters()]
-    apart = {id(p) for p in [*eye, *connector]}
-    rest = [p for p in [*model.parameters(), *heads.parameters()] if id(p) not in apart]
-    rates = ((eye, how["eye_rate"]), (connector, how["connector_rate"]), (rest, how["rate"]))
-    return [{"params": params, "lr": rate} for params, rate in rates]
+
+    bases: int = 3000
+    begin_on: int = 400
+    drill_steps: int = 400
+    read_steps: int = 1000
+    see_steps: int = 3600
+    say_steps: int = 300
 
 
-def _of_heads(model: Any, heads: Heads, samples: Sequence[Sample], batch: Batch, states: States) -> dict[str, Tensor]:
-    truth = truth_of(samples, model.config)
-    rows = torch.arange(len(batch.ids))
-    begun = states.inner[rows, batch.described_at - 1]
-    return heads.of_the_eye(states.patches, states.tokens, truth) | heads.of_the_talk(
-        begun, truth, batch.image_of, batch.matches
-    )
+@dataclass(frozen=True)
+class Training:
+    """What the stages work on."""
+
+    model: Any
+    encoder: Encoder
+    eye_loss: EyeLoss
+    pool: Pool
+    plan: Plan
+    work: Path
+    log: Log
+    seed: int = 0
+
+    @property
+    def eye(self) -> dict[str, Any]:
+        """What `see` learns."""
+        parts = self.model.model
+        return {"eye": parts.vision_model, "connector": parts.connector, "loss": self.eye_loss}
+
+    @property
+    def language(self) -> dict[str, Any]:
+        """What `drill` and `read` learn."""
+        return {"language": self.model.model.text_model, "words": self.model.lm_head}
 
 
-def _of_words(model: Any, batch: Batch, last: Tensor, rating_ids: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of the answers, that of the rating words once more, and the squared error of the expected score."""
-    rows = torch.arange(len(batch.ids))
-    logits = model.lm_head(last[batch.learn]).float()
-    rating = model.lm_head(last[rows, batch.rating_at - 1]).float()
-    expected = rating[:, rating_ids].softmax(-1) @ torch.tensor(RATING_LEVELS)
-    known = ~batch.score.isnan()
-    return {
-        "words": F.cross_entropy(logits, batch.ids.roll(-1, 1)[batch.learn]),
-        "rating": 0.4 * F.cross_entropy(rating, batch.ids[rows, batch.rating_at]),
-        "score": 0.2 * F.mse_loss(expected[known], batch.score[known]),
-    }
+def see(at: Training) -> None:
+    """The eye and the connector learn to tell the facts of pictures."""
+    first = at.pool.draw(at.plan.begin_on, np.random.default_rng([at.seed, 2]))
+    pixels = pixel_values([s.pixels for s in first])
+    initialise(at.model, first[:200])
+    whole, parts, _ = at.eye_loss.targets(first)
+    join(at.model, pixels, (whole @ at.eye_loss.code[:WHOLE])[:, None] + parts @ at.eye_loss.code[WHOLE:])
+
+    def losses(rng: np.random.Generator) -> dict[str, Tensor]:
+        samples = at.pool.draw(_SEE_BATCH, rng)
+        seen = at.model.model.get_image_features(pixel_values([s.pixels for s in samples])[:, None])
+        found: dict[str, Tensor] = at.eye_loss(seen.last_hidden_state, seen.pooler_output, samples)
+        return found
+
+    groups = [*eye_groups(at.model), {"params": list(at.eye_loss.parameters()), "lr": 1e-3}]
+    run_stage("see", losses, groups, at.eye, steps=at.plan.see_steps, work=at.work, log=at.log, seed=at.seed)
 
 
-def _sum(losses: Iterable[Tensor]) -> Tensor:
-    return torch.stack([loss.float() for loss in losses]).sum()
+def eye_groups(model: Any, share: float = 1.0) -> list[dict[str, Any]]:
+    """The layers that begin with something, which twice the rate would wipe out, the others, and the connector.
+
+    Each token's numbers are sums of hundreds of inputs: at a usual rate the connector would upset them all.
+    """
+    eye = model.model.vision_model
+    late = [*eye.encoder.layers[BEGUN_LAYERS:].parameters()]
+    apart = {id(p) for p in late}
+    early = [p for p in eye.parameters() if id(p) not in apart]
+    rates = ((early, 1.5e-4), (late, 4e-4), ([*model.model.connector.parameters()], 3e-5))
+    return [{"params": params, "lr": share * rate} for params, rate in rates]
 
 
-def _run(
-    losses: Callable[[], dict[str, Tensor]], groups: list[dict[str, Any]], steps: int, name: str, log: Log
-) -> None:
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
-    learned = [p for group in groups for p in group["params"]]
-    lately: dict[str, float] = {}
-    for step in range(steps):
-        parts = losses()
-        optimizer.zero_grad()
-        _sum(parts.values()).backward()
-        nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        schedule.step()
-        lately = {k: 0.95 * lately.get(k, v.item()) + 0.05 * v.item() for k, v in parts.items()}
-        if step % 25 == 0 or step == steps - 1:
-            log(f"{name} {step}/{steps} " + ", ".join(f"{k} {v:.2f}" for k, v in lately.items()))
+def prepare_to_compare(model: Any) -> None:
+    """Half of the heads begin with keys equal to their queries, so that a word attends to its like."""
+    for layer in model.model.text_model.layers:
+        attention = layer.self_attn
+        half = attention.q_proj.weight.shape[0] // 2
+        with torch.no_grad():
+            attention.k_proj.weight[:half] = attention.q_proj.weight[:half]
 
 
-def warm_cosine(steps: int) -> Callable[[int], float]:
-    """A learning rate that rises over the first steps and falls to a fiftieth along a cosine."""
-    warm = min(100, 1 + steps // 10)
+def drill(at: Training) -> None:
+    """The language side learns whether two words are the same, from lines such as "Asked for red, here blue: ..."."""
+    prepare_to_compare(at.model)
+    builder = at.encoder.builder
 
-    def factor(step: int) -> float:
-        done = min(step / max(steps, 1), 1.0)
-        return min((step + 1) / warm, 1.0) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+    def losses(rng: np.random.Generator) -> dict[str, Tensor]:
+        rows = [builder.answer(line) for line in drill_lines(_DRILL_BATCH, rng)]
+        ids, learn = padded(rows, [[False] * (len(row) - 2) + [True, False] for row in rows], at.encoder.pad_id)
+        last = states_of(at.model, ids)
+        right = (at.model.lm_head(last[learn]).argmax(-1) == ids.roll(-1, 1)[learn]).float().mean()
+        return {"same": word_loss(at.model, ids, learn, last), "wrong": (1 - right).detach()}
 
-    return factor
+    _language_stage(at, "drill", losses, at.plan.drill_steps, 1e-3)
+
+
+def drill_lines(count: int, rng: np.random.Generator) -> list[str]:
+    """Verdicts on two values of the same item, half of them equal."""
+    lines = []
+    for name in rng.choice(list(ITEMS), count):
+        words = [item_word(str(name), value) for value in ITEMS[str(name)]]
+        a, b = (words[int(i)] for i in rng.choice(len(words), 2, replace=False))
+        lines.append(verdict(a, a if rng.random() < 0.5 else b))
+    return lines
+
+
+def read(at: Training) -> None:
+    """The language side learns to describe and rate from facts that are written into the image's tokens."""
+    width, tokens = at.model.config.text_config.hidden_size, at.eye_loss.side**2
+
+    def losses(rng: np.random.Generator) -> dict[str, Tensor]:
+        facts = [_imagined(rng) for _ in range(_READ_BATCH)]
+        talks = choose(facts, rng)
+        batch = collate(talks, [at.encoder.encode(c) for _, c in talks], at.encoder.pad_id)
+        told = written(facts, width, tokens, rng)[batch.image_of]
+        return _of_words(at, batch, states_of(at.model, batch.ids, told))
+
+    _language_stage(at, "read", losses, at.plan.read_steps, 1e-3)
+
+
+def _imagined(rng: np.random.Generator) -> Facts:
+    scene = None if rng.random() < PHOTOGRAPH_SHARE else draw_scene(rng, held_out=False)
+    return draw_damage(scene, rng)
+
+
+def _of_words(at: Training, batch: Batch, last: Tensor) -> dict[str, Tensor]:
+    rating_ids = torch.tensor([ids[0] for ids in at.encoder.builder.rating_ids])
+    words = {"words": word_loss(at.model, batch.ids, batch.learn, last)}
+    return words | rating_losses(at.model, batch, last, rating_ids)
+
+
+def _language_stage(at: Training, name: str, losses: Losses, steps: int, rate: float) -> None:
+    groups = [{"params": [p for part in at.language.values() for p in part.parameters()], "lr": rate}]
+    run_stage(name, losses, groups, at.language, steps=steps, work=at.work, log=at.log, seed=at.seed)
+
+
+def say(at: Training) -> None:
+    """Everything learns from conversations about pictures, the eye slowly, for it has learnt most of what it will."""
+
+    def losses(rng: np.random.Generator) -> dict[str, Tensor]:
+        samples = at.pool.draw(_SAY_BATCH, rng)
+        talks = choose([s.facts for s in samples], rng)
+        batch = collate(talks, [at.encoder.encode(c) for _, c in talks], at.encoder.pad_id)
+        seen = at.model.model.get_image_features(pixel_values([s.pixels for s in samples])[:, None])
+        last = states_of(at.model, batch.ids, seen.pooler_output[batch.image_of])
+        return _of_words(at, batch, last) | at.eye_loss(seen.last_hidden_state, seen.pooler_output, samples)
+
+    rest = [p for part in (at.eye_loss, *at.language.values()) for p in part.parameters()]
+    groups = [*eye_groups(at.model, 0.3), {"params": rest, "lr": 5e-4}]
+    everything = at.eye | at.language
+    run_stage("say", losses, groups, everything, steps=at.plan.say_steps, work=at.work, log=at.log, seed=at.seed)

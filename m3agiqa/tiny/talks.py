@@ -1,19 +1,22 @@
 """Batches of conversations, and the model's states over them."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from m3agiqa.tiny.examples import Conversation, Encoded, Encoder, conversations
-from m3agiqa.tiny.measure import describe
-from m3agiqa.tiny.samples import Sample
-from m3agiqa.tiny.vision import pixel_values
+from m3agiqa.aspects import RATING_LEVELS
+from m3agiqa.tiny.examples import Conversation, Encoded, conversations
+from m3agiqa.tiny.facts import Facts
 
 NAN = float("nan")
+
+Talk = tuple[int, Conversation]
+"""The number of an image in its batch, and a conversation about it."""
 
 
 @dataclass(frozen=True)
@@ -23,113 +26,73 @@ class Batch:
     Attributes:
         image_of: which image each conversation is about.
         learn: the positions whose *next* token is the assistant's.
-        described_at, rating_at: where the answers begin.
-        score, matches: the truth; NaN where it is not known.
+        rating_at: where the rating words stand.
+        score: the truth; NaN where it is not known.
     """
 
-    images: Tensor
     ids: Tensor
-    mask: Tensor
     image_of: Tensor
     learn: Tensor
-    described_at: Tensor
     rating_at: Tensor
     score: Tensor
-    matches: Tensor
 
 
-Talk = tuple[int, Conversation]
-"""The number of an image in its batch, and a conversation about it."""
-
-
-def choose(samples: Sequence[Sample], rng: np.random.Generator) -> list[Talk]:
-    """Two conversations per sample: on correspondence, the hardest, wherever it can be, and one of the others."""
+def choose(facts: Sequence[Facts], rng: np.random.Generator) -> list[Talk]:
+    """One conversation per picture, by chance on any of the aspects that it can be asked about."""
     talks: list[Talk] = []
-    for i, sample in enumerate(samples):
-        quality, authenticity, *about = conversations(sample, rng)
-        talks.append((i, quality if rng.random() < 0.5 else authenticity))
-        talks += [(i, conversation) for conversation in about]
+    for i, known in enumerate(facts):
+        possible = conversations(known, rng)
+        talks.append((i, possible[int(rng.integers(len(possible)))]))
     return talks
 
 
-def collate(samples: Sequence[Sample], talks: Sequence[Talk], encoded: Sequence[Encoded], pad: int) -> Batch:
-    """One batch of `talks` about `samples`."""
-    longest = max(len(e.ids) for e in encoded)
-    ids = torch.full((len(encoded), longest), pad)
-    learn = torch.zeros((len(encoded), longest), dtype=torch.bool)
-    mask = torch.zeros((len(encoded), longest), dtype=torch.long)
-    for row, talk in enumerate(encoded):
-        length = len(talk.ids)
-        ids[row, :length] = torch.tensor(talk.ids)
-        mask[row, :length] = 1
-        learn[row, : length - 1] = torch.tensor(talk.targets[1:])
+def collate(talks: Sequence[Talk], encoded: Sequence[Encoded], pad: int) -> Batch:
+    """One batch of `talks`."""
+    ids, learn = padded([e.ids for e in encoded], [e.targets for e in encoded], pad)
     return Batch(
-        images=pixel_values([s.pixels for s in samples]),
         ids=ids,
-        mask=mask,
         image_of=torch.tensor([i for i, _ in talks]),
         learn=learn,
-        described_at=torch.tensor([e.described_at for e in encoded]),
         rating_at=torch.tensor([e.rating_at for e in encoded]),
         score=torch.tensor([NAN if c.score is None else c.score for _, c in talks]),
-        matches=torch.tensor([[NAN] * 4 if c.match is None else list(astuple(c.match)) for _, c in talks]),
     )
 
 
-@dataclass(frozen=True)
-class States:
-    """What the model makes of a batch: the eye's patches and tokens, the language side's inner and last states."""
-
-    patches: Tensor
-    tokens: Tensor
-    inner: Tensor
-    last: Tensor
+def padded(rows: Sequence[list[int]], targets: Sequence[list[bool]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids padded on the right, and the positions whose next token is a target."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+    learn = torch.tensor([row[1:] + [False] * (longest - len(row) + 1) for row in targets])
+    return ids, learn
 
 
-def states_of(model: Any, batch: Batch) -> States:
-    """Runs the model; each image is looked at once, however many conversations it has.
+def states_of(model: Any, ids: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """The language side's last states, [n, length, width].
 
-    The inner states are those before the last layer: what is in them, later tokens can still attend to.
+    Args:
+        ids: padded on the right, so that no mask is needed: nothing attends to what comes after it.
+        tokens: what stands in the place of each row's image tokens, [n, tokens, width].
     """
-    seen = model.model.get_image_features(batch.images[:, None])
-    tokens = seen.pooler_output
-    embedded = model.get_input_embeddings()(batch.ids)
-    places = (batch.ids == model.config.image_token_id)[..., None]
-    merged = embedded.masked_scatter(places, tokens[batch.image_of].to(embedded.dtype))
-    out = model.model.text_model(
-        inputs_embeds=merged, attention_mask=batch.mask, use_cache=False, output_hidden_states=True
-    )
-    return States(seen.last_hidden_state, tokens, out.hidden_states[-2], out.last_hidden_state)
+    embedded = model.get_input_embeddings()(ids)
+    if tokens is not None:
+        places = (ids == model.config.image_token_id)[..., None]
+        embedded = embedded.masked_scatter(places, tokens.to(embedded.dtype))
+    last: Tensor = model.model.text_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    return last
 
 
-class Teacher:
-    """Makes the batches of the training."""
+def word_loss(model: Any, ids: Tensor, learn: Tensor, last: Tensor) -> Tensor:
+    """Cross-entropy of the tokens to learn."""
+    return F.cross_entropy(model.lm_head(last[learn]).float(), ids.roll(-1, 1)[learn])
 
-    def __init__(self, model: Any, encoder: Encoder, rng: np.random.Generator) -> None:
-        self.model, self.encoder, self.rng = model, encoder, rng
 
-    def openings(self, samples: Sequence[Sample]) -> Batch:
-        """Conversations up to where the description begins."""
-        talks = choose(samples, self.rng)
-        return collate(samples, talks, [self.encoder.opening(c) for _, c in talks], self.encoder.pad_id)
-
-    def conversations(self, samples: Sequence[Sample], own: float) -> Batch:
-        """Whole conversations.
-
-        Args:
-            own: in this share of them the model's own description stands before the second question, so
-                that it learns to rate by what it sees and not only by what was said.
-        """
-        talks = choose(samples, self.rng)
-        said: list[list[int] | None] = [None] * len(talks)
-        chosen = [i for i in range(len(talks)) if self.rng.random() < own]
-        if chosen:
-            self.model.eval()
-            pixels = [samples[talks[i][0]].pixels for i in chosen]
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                answers = describe(self.model, self.encoder, pixels, [talks[i][1] for i in chosen])
-            for i, answer in zip(chosen, answers, strict=True):
-                said[i] = answer
-            self.model.train()
-        encoded = [self.encoder.encode(c, s) for (_, c), s in zip(talks, said, strict=True)]
-        return collate(samples, talks, encoded, self.encoder.pad_id)
+def rating_losses(model: Any, batch: Batch, last: Tensor, rating_ids: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy of the rating words, and the squared error of the expected score."""
+    rows = torch.arange(len(batch.ids))
+    rating = model.lm_head(last[rows, batch.rating_at - 1]).float()
+    expected = rating[:, rating_ids].softmax(-1) @ torch.tensor(RATING_LEVELS)
+    known = ~batch.score.isnan()
+    return {
+        "rating": 0.4 * F.cross_entropy(rating, batch.ids[rows, batch.rating_at]),
+        "score": 0.2 * F.mse_loss(expected[known], batch.score[known]),
+    }

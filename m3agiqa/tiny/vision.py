@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Idefics3ForConditionalGeneration
 
-from m3agiqa.tiny.samples import Sample
+from m3agiqa.tiny.corpus import Sample
 
 _CHROMA_BANDS = 7
 _CONSTANT = 3.0
-_FLOOR = 1e-3
+_RIDGE = 0.03
+BEGUN_LAYERS = 2
+"""How many layers of the eye, from the first, begin with something."""
 
 
 def pixel_values(pixels: Sequence[Any]) -> Tensor:
@@ -70,33 +72,21 @@ def initialise(model: Idefics3ForConditionalGeneration, samples: Sequence[Sample
     seen = model.model.get_image_features(pixel_values([s.pixels for s in samples])[:, None]).last_hidden_state
     vision.post_layernorm.weight /= seen.std((0, 1)) + 1e-3
     vision.post_layernorm.bias -= seen.mean((0, 1)) * vision.post_layernorm.weight
-    colours = [int((bands == band).nonzero()[0]) for band in (0, 2 * conv.kernel_size[0] - 1, summed - _CHROMA_BANDS)]
-    _join_patches(model, samples, range(local, spot), colours)
 
 
-def _join_patches(model: Any, samples: Sequence[Sample], energies: range, colours: list[int]) -> None:
-    """Lets the connector begin with the mean energies of a token's patches, and with the colour of each.
-
-    The energies go hand in hand, so they are whitened once more: how noise differs from detail is in the
-    small differences between them, which descent would be long in finding.
-    """
-    weight = model.model.connector.modality_projection.proj.weight
-    width = model.config.vision_config.hidden_size
-    patches = weight.shape[1] // width
-    mean = torch.zeros(len(energies), patches, width)
-    mean[torch.arange(len(energies)), :, torch.tensor(energies)] = 1 / patches
-    single = torch.zeros(patches, len(colours), patches, width)
-    for patch in range(patches):
-        single[patch, torch.arange(len(colours)), patch, colours] = 1
-    count, rest = len(energies), single.flatten(0, 1).flatten(1)
-    weight.div_(weight.std() * weight.shape[1] ** 0.5)
-    weight[:count] = mean.flatten(1)
-    weight[count : count + len(rest)] *= 0.1
-    weight[count : count + len(rest)] += 0.5 * rest
-    tokens = model.model.get_image_features(pixel_values([s.pixels for s in samples])[:, None]).pooler_output
-    values, vectors = torch.linalg.eigh(torch.cov(tokens[..., :count].flatten(0, 1).T))
-    white = vectors / (values + _FLOOR * values.max()).sqrt()
-    weight[:count] = white.T @ weight[:count]
+@torch.no_grad()
+def join(model: Idefics3ForConditionalGeneration, pixels: Tensor, wanted: Tensor) -> None:
+    """Lets the connector begin as the ridge regression of `wanted` [n, tokens, width] on what the eye begins with."""
+    found: list[Tensor] = []
+    projection = model.model.connector.modality_projection.proj
+    hook = projection.register_forward_pre_hook(lambda _, given: found.append(given[0].flatten(0, -2)))
+    for chunk in pixels.split(100):
+        model.model.get_image_features(chunk[:, None])
+    hook.remove()
+    x = torch.cat(found).double()
+    penalty = _RIDGE * len(x) * torch.eye(x.shape[1], dtype=torch.double)
+    solved = torch.linalg.solve(x.T @ x + penalty, x.T @ wanted.flatten(0, -2).double())
+    projection.weight.copy_(solved.T)
 
 
 def _set(weight: Tensor, row: int, column: int, block: Tensor) -> None:

@@ -7,14 +7,22 @@ import pytest
 
 from m3agiqa.adapters import load_adapters, vllm_lora_args
 from m3agiqa.aspects import Aspect
+from m3agiqa.config import ModelConfig
 from m3agiqa.errors import UserError
+from m3agiqa.models import model_folder
 from tests.adapters.adapter_helpers import edited, renamed, write_adapter
 
 
 class TestLoading:
     def test_none(self, model):
         assert load_adapters(None, model) == {}
+        assert load_adapters("auto", model) == {}
         assert vllm_lora_args({}) == {}
+
+    def test_the_embedded_model_brings_its_own(self):
+        folder = model_folder(ModelConfig())
+        assert set(load_adapters("auto", folder)) == set(Aspect)
+        assert load_adapters(None, folder) == {}
 
     def test_one_for_all_aspects_is_one_object(self, model, adapter):
         loaded = load_adapters(str(adapter), model)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from m3agiqa.aspects import Aspect
-from m3agiqa.config import load
 from m3agiqa.distil import distil
 from m3agiqa.distil_config import DistilConfig
 from m3agiqa.errors import UserError
+from m3agiqa.settings import load
 from tests.corpora import rows_of
 from tests.distil.teacher_server import KEY, TeacherServer
 

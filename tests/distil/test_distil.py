@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m3agiqa.cli import main
+from m3agiqa.distil.output import taught_from
 from tests.corpora import encode, picture
 from tests.distil.conftest import SCORES
 from tests.distil.distilling import BOTH, ended, run, settings, written
@@ -36,6 +37,9 @@ def test_every_label_is_asked_for_and_the_output_is_a_corpus(teacher, labelled, 
     assert done["counts"] == {"quality": {"described": 5}, "correspondence": {"described": 4}}
     assert done["left"] == 0
     assert json.loads((tmp_path / "out" / "distil.json").read_text()) == done
+    # Who learns from it may read the images, wherever they are.
+    assert taught_from(str(tmp_path / "out")) == (str(labelled.parent),)
+    assert taught_from(str(labelled.parent)) == ()
 
 
 def test_the_output_becomes_a_published_file(teacher, labelled, tmp_path, capsys):

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from m3agiqa.cli import main
 from m3agiqa.distil.journal import JOURNAL
 from tests.distil.distilling import assert_no_key, ended, run, settings, written
 from tests.distil.teacher_server import KEY, Say, good
@@ -81,7 +82,7 @@ def test_a_journal_with_a_broken_line_is_not_thrown_away(teacher, labelled, tmp_
     assert len(journal.read_text().splitlines()) == 6
 
 
-def test_the_command_says_what_was_done(teacher, labelled, tmp_path):
+def test_the_command_says_what_was_done(teacher, labelled, tmp_path, capsys):
     args = command(teacher, labelled, tmp_path / "out", "budget.input_price=1", "budget.output_price=2")
     verbose = subprocess.run([*args, "-v", "--label", "correspondence=mos_align"], capture_output=True, text=True)
     assert verbose.returncode == 0, verbose.stderr
@@ -89,9 +90,7 @@ def test_the_command_says_what_was_done(teacher, labelled, tmp_path):
     assert "9 answers, 9,000 tokens in, 900 out, cost 0.0108" in verbose.stdout
     assert KEY not in verbose.stdout + verbose.stderr
     assert_no_key(tmp_path)
-    stopped = subprocess.run(
-        [*command(teacher, labelled, tmp_path / "o"), "--max-requests", "1"], capture_output=True, text=True
-    )
-    assert stopped.returncode == 2
-    assert stopped.stderr.startswith("m3agiqa: --max-requests 1: is reached")
-    assert len(stopped.stderr.splitlines()) == 1
+    assert main([*command(teacher, labelled, tmp_path / "o")[3:], "--max-requests", "1"]) == 2
+    stopped = capsys.readouterr().err
+    assert stopped.startswith("m3agiqa: --max-requests 1: is reached")
+    assert len(stopped.splitlines()) == 1

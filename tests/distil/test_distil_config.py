@@ -7,10 +7,10 @@ import yaml
 
 from m3agiqa.aspects import Aspect
 from m3agiqa.cli import main
-from m3agiqa.config import describe_config, dump_config, load
 from m3agiqa.distil.tasks import labels_of
 from m3agiqa.distil_config import DistilConfig
 from m3agiqa.errors import UserError
+from m3agiqa.settings import describe_config, dump_config, load
 
 SHIPPED = Path(__file__).parent.parent.parent / "configs" / "distil.yaml"
 

@@ -5,11 +5,11 @@ import random
 
 import pytest
 
-from m3agiqa.config import load
 from m3agiqa.distil.journal import Usage
 from m3agiqa.distil.limits import Pace, Stop, Stopped, backoff, cost_of
 from m3agiqa.distil.teacher import retry_after
 from m3agiqa.distil_config import DistilConfig
+from m3agiqa.settings import load
 
 
 class Clock:

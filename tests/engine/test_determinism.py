@@ -26,21 +26,30 @@ def test_neither_batch_nor_order_nor_replica_changes_a_score(demo_corpus):
     order = list(range(len(asked)))
     random.Random(0).shuffle(order)
 
-    # An engine each: what lies in an engine's caches would be looked up, not computed again.
-    async def run(order, at_once):
-        engine = create_engine(config_for("vllm", "tiny"))
+    async def judge(engine, order, at_once):
         found = {}
-        try:
-            for start in range(0, len(order), at_once):
-                chosen = order[start : start + at_once]
-                found |= dict(zip(chosen, await engine.assess([asked[i] for i in chosen]), strict=True))
-        finally:
-            engine.close()
+        for start in range(0, len(order), at_once):
+            chosen = order[start : start + at_once]
+            found |= dict(zip(chosen, await engine.assess([asked[i] for i in chosen]), strict=True))
         return [found[i] for i in range(len(asked))]
 
+    async def run(*ways):
+        engine = create_engine(config_for("vllm", "tiny"))
+        try:
+            found = []
+            for order, at_once in ways:
+                # What lies in the engine's caches would be looked up, not computed again.
+                assert await engine._engine.reset_prefix_cache()
+                await engine._engine.reset_mm_cache()
+                await engine._engine.reset_encoder_cache()
+                found.append(await judge(engine, order, at_once))
+            return found
+        finally:
+            engine.close()
+
     given = list(range(len(asked)))
-    together = asyncio.run(run(given, len(given)))
-    others = [asyncio.run(run(given, 1)), asyncio.run(run(order, len(given))), asyncio.run(run(given, len(given)))]
+    together, *others = asyncio.run(run((given, len(given)), (given, 1), (order, len(given))))
+    others += asyncio.run(run((given, len(given))))
     for other in others:
         for one, two in zip(together, other, strict=True):
             for aspect in one:

@@ -1,6 +1,8 @@
-"""vLLM's processes do not outlive the one that they work for."""
+"""vLLM's processes do not outlive the one that they work for, and lose no time when they have done their work."""
 
+import atexit
 import importlib.util
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from m3agiqa.engine.vllm_plugins import _end_with_parent
+from tests.processes import descendants
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,12 +32,6 @@ if __name__ == "__main__":
 """
 
 
-def descendants(pid: int) -> list[int]:
-    listed = Path(f"/proc/{pid}/task/{pid}/children")
-    children = [int(child) for child in listed.read_text().split()] if listed.exists() else []
-    return children + [found for child in children for found in descendants(child)]
-
-
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
 def test_a_killed_parent_leaves_no_engine_behind(tmp_path):
     script = tmp_path / "script.py"
@@ -48,3 +47,23 @@ def test_a_killed_parent_leaves_no_engine_behind(tmp_path):
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in engine):
         time.sleep(0.2)
     assert [pid for pid in engine if Path(f"/proc/{pid}").exists()] == []
+
+
+def work(fails: bool, taken_apart: Path) -> None:
+    _end_with_parent()
+    atexit.register(taken_apart.touch)
+    if fails:
+        raise ValueError("a reason")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_engines_process_is_not_taken_apart_unless_it_failed(tmp_path, capfd, fails):
+    taken_apart = tmp_path / "taken apart"
+    process = multiprocessing.get_context("spawn").Process(
+        target=work, args=(fails, taken_apart), name="EngineCore_DP0"
+    )
+    process.start()
+    process.join(240)
+    assert process.exitcode == int(fails)
+    assert taken_apart.exists() == fails
+    assert ("ValueError: a reason" in capfd.readouterr().err) == fails

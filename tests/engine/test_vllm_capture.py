@@ -154,6 +154,7 @@ class TestHalfPrecision:
             assert oracle.error(c, images[number]) < 0.05
 
 
+@pytest.mark.slow
 def test_model_without_capture_is_refused():
     from m3agiqa.engine.vllm_capture import capture_engine_args
 
@@ -161,6 +162,7 @@ def test_model_without_capture_is_refused():
         capture_engine_args(["GPT2LMHeadModel"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["0.31.4", "0.33.0", "1.0.0"])
 def test_other_vllm_is_refused(monkeypatch, version):
     import vllm
@@ -172,6 +174,7 @@ def test_other_vllm_is_refused(monkeypatch, version):
         check_vllm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.1+cpu"])
 def test_this_vllm_is_taken(monkeypatch, version):
     import vllm
@@ -211,6 +214,7 @@ def test_registered_models_are_vllms_own_with_states():
         assert model.__name__.endswith("WithStates")
 
 
+@pytest.mark.slow
 def test_minicpmv_of_any_version_keeps_states(monkeypatch):
     from types import SimpleNamespace
 

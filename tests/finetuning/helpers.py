@@ -7,7 +7,6 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from m3agiqa.aspects import RATING_LEVELS, RATING_WORDS, Aspect
-from m3agiqa.config import load
 from m3agiqa.corpus import open_corpus
 from m3agiqa.engine.prompting import load_processor, prompt_builder
 from m3agiqa.finetune_config import FinetuneConfig
@@ -18,6 +17,7 @@ from m3agiqa.finetuning.pictures import Pictures
 from m3agiqa.finetuning.talks import Columns, read_talks
 from m3agiqa.finetuning.trainer import Trainer, encoded_parts
 from m3agiqa.predictor.group import Alone
+from m3agiqa.settings import load
 from tests.corpora import picture
 
 SIZES = ((48, 32), (64, 64), (150, 70), (40, 120))

@@ -57,6 +57,14 @@ def test_a_teacher_that_was_not_asked_is_no_fault(tmp_path):
     assert [p.id for p in talks.pictures] == ["r0", "r1", "r3"]
 
 
+def test_what_a_csv_leaves_out_is_no_conversation(tmp_path):
+    made = rows(3)
+    made[1] |= {"teacher_authenticity_description": "", "teacher_authenticity_rating": ""}
+    talks = read(tmp_path, made)
+    assert [(t.picture, t.aspect) for t in talks.talks] == [(0, Q), (0, A), (1, Q), (2, Q), (2, A)]
+    assert not talks.bad
+
+
 BAD = [
     ({"teacher_quality_description": "  "}, "row 1 (id r1): quality: the description is empty"),
     ({"teacher_quality_rating": ""}, "row 1 (id r1): quality: the rating is empty"),

@@ -1,17 +1,15 @@
-"""What the trained model can do, measured on pictures it has not seen, in two rounds as an engine asks it."""
+"""Puts both rounds to the model by transformers alone, in batches: what the training and its tests ask with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import Idefics3ForConditionalGeneration
 
-from m3agiqa.aspects import RATING_WORDS, Aspect, expected_score, word_of_score
+from m3agiqa.aspects import RATING_WORDS, expected_score
 from m3agiqa.conversation import questions
-from m3agiqa.tiny.examples import Conversation, Encoder, conversations
-from m3agiqa.tiny.samples import Sample
+from m3agiqa.tiny.examples import Conversation, Encoder
 from m3agiqa.tiny.vision import pixel_values
 
 _MOST_TOKENS = 64
@@ -85,44 +83,3 @@ def _until(tokens: list[int], stops: set[int]) -> list[int]:
         if token in stops:
             return tokens[:i]
     return tokens
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation; ties take their mean rank."""
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray:
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[where]
-
-
-def measure(
-    model: Idefics3ForConditionalGeneration, encoder: Encoder, samples: Sequence[Sample], seed: int
-) -> dict[str, dict[str, float]]:
-    """Per aspect: rank correlation of the expected score, and how often rating word and description are right."""
-    rng = np.random.default_rng([seed, 99])
-    pairs = [(s, c) for s in samples for c in conversations(s, rng) if c.score is not None]
-    answers = ask(model, encoder, [s.pixels for s, _ in pairs], [c for _, c in pairs])
-    results: dict[str, dict[str, float]] = {}
-    for aspect in Aspect:
-        chosen = [(c, a) for (_, c), a in zip(pairs, answers, strict=True) if c.aspect is aspect]
-        truth = [c.score or 0.0 for c, _ in chosen]
-        if len(set(truth)) < 2:
-            continue  # nothing to rank: no prompt fits a photograph
-        words = [word_of_score(t) for t in truth]
-        results[str(aspect)] = {
-            "images": len(chosen),
-            "srcc": round(spearman([a.score for _, a in chosen], truth), 3),
-            "word_accuracy": _share([a.word == w for (_, a), w in zip(chosen, words, strict=True)]),
-            "majority_word_accuracy": round(max(words.count(w) for w in RATING_WORDS) / len(words), 3),
-            "description_exact": _share([a.description == c.description for c, a in chosen]),
-        }
-        if aspect is Aspect.CORRESPONDENCE:
-            captions = [a.description.split(".")[0] == c.description.split(".")[0] for c, a in chosen]
-            results[str(aspect)]["caption_exact"] = _share(captions)
-    return results
-
-
-def _share(hits: Sequence[bool]) -> float:
-    return round(sum(hits) / max(len(hits), 1), 3)

@@ -1,0 +1,213 @@
+"""Random kills over many jobs: no row lost, none twice, one fingerprint, little done again.
+
+`python -m benchmarks.chaos [--jobs 20 --kills 50 --rows 1000 --engine simulated|vllm --seed 0]` starts a cluster of
+three nodes on this machine, runs each job as the command of a user, kills its driver, an actor's process, a whole
+node or (vLLM) the engine's process at random moments, gives the same command again where it ended, and prints one
+JSON line. It ends with 1 where a row was lost, doubled or mixed.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from PIL import Image
+
+_ACTOR, _ENGINE = "MapWorker(MapBatches(", "EngineCore"
+_NODE_CPUS = 3
+_FILE_ROWS = 64
+# A command that has not ended by then is a hang, which counts as rows lost.
+_PATIENCE_S = 900.0
+_WORKERS = 2
+
+
+@dataclass
+class Nodes:
+    """A cluster on this machine whose nodes are processes below this one; the head is not killed."""
+
+    cluster: Any
+    workers: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def start(cls) -> "Nodes":
+        """A head and two workers."""
+        from ray.cluster_utils import Cluster
+
+        nodes = cls(Cluster(initialize_head=True, head_node_args={"num_cpus": _NODE_CPUS, "include_dashboard": False}))
+        for _ in range(_WORKERS):
+            nodes.add()
+        return nodes
+
+    def add(self) -> None:
+        """One more worker."""
+        self.workers.append(self.cluster.add_node(num_cpus=_NODE_CPUS))
+
+    def kill_one(self, rng: random.Random) -> bool:
+        """A worker goes without a word, and a new one comes."""
+        worker = self.workers.pop(rng.randrange(len(self.workers)))
+        self.cluster.remove_node(worker, allow_graceful=False)
+        self.add()
+        return True
+
+    def kill_process(self, title: str, rng: random.Random) -> bool:
+        """Kills a process of the cluster by what its command line holds. False where there is none."""
+        found = [p for p in psutil.Process().children(recursive=True) if title in _title(p)]
+        if not found:
+            return False
+        rng.choice(found).send_signal(signal.SIGKILL)
+        return True
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@dataclass
+class Job:
+    """One corpus, one output, and the kills that it is to bear."""
+
+    folder: Path
+    rows: int
+    engine: str
+    address: str
+    kills: list[str]
+    done: Counter[str] = field(default_factory=Counter)
+    commands: int = 0
+
+    @property
+    def log(self) -> Path:
+        """A line for each row that the simulated engine was given."""
+        return self.folder / "log"
+
+    def write_corpus(self) -> None:
+        """A manifest of so many rows over a few small images."""
+        for i in range(16):
+            Image.new("RGB", (64, 64), (16 * i, 255 - 16 * i, 128)).save(self.folder / f"{i}.png")
+        with (self.folder / "manifest.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "image_path", "prompt"])
+            writer.writerows([f"row {i}", f"{i % 16}.png", f"a red fox, number {i}"] for i in range(self.rows))
+
+    def command(self) -> subprocess.Popen[bytes]:
+        """The user's command, the same each time."""
+        settings = [
+            f"engine.kind={self.engine}", f"ray.address={self.address}", f"ray.rows_per_file={_FILE_ROWS}",
+            "ray.actors=2", "ray.num_cpus=1", "ray.decode_cpus=0.25", "ray.batches_in_flight=2", "predictor.path=null",
+            "engine.simulated_latency_s=0.2", f"engine.simulated_log={self.log}",
+        ]  # fmt: skip
+        if self.engine != "simulated":
+            settings += ["ray.actors=1", "scoring.max_description_tokens=40"]
+        io = ["--input", str(self.folder / "manifest.csv"), "--output", str(self.folder / "out")]
+        self.commands += 1
+        with (self.folder / "output.txt").open("ab") as said:
+            return subprocess.Popen(
+                [sys.executable, "-m", "m3agiqa.cli", "score", *io, "--set", *settings], stdout=said, stderr=said
+            )
+
+    def progress(self) -> int:
+        """Something that grows while rows are scored."""
+        if self.engine == "simulated":
+            return self.log.stat().st_size if self.log.exists() else 0
+        return len(list((self.folder / "out" / "scores").glob("*.parquet")))
+
+    def run(self, nodes: Nodes, rng: random.Random) -> None:
+        """Gives the command until it ends by itself, with the kills between."""
+        process = self.command()
+        until = time.monotonic() + _PATIENCE_S
+        seen, wait_s = self.progress(), rng.uniform(0.0, 3.0)
+        while (code := process.poll()) != 0:
+            if time.monotonic() > until:
+                process.kill()
+                raise TimeoutError(f"a job did not end; see {self.folder}/output.txt")
+            if code is not None:
+                process = self.command()
+            time.sleep(0.1)
+            # A kill hits work that is under way: before the first row it would only test Ray's start.
+            if not self.kills or self.progress() == seen:
+                continue
+            time.sleep(wait_s)
+            if process.poll() is None and self._kill(self.kills[0], process, nodes, rng):
+                self.done[self.kills.pop(0)] += 1
+                seen, wait_s = self.progress(), rng.uniform(0.0, 3.0)
+
+    def _kill(self, kind: str, process: subprocess.Popen[bytes], nodes: Nodes, rng: random.Random) -> bool:
+        if kind == "driver":
+            process.kill()
+            process.wait()
+            return True
+        if kind == "node":
+            return nodes.kill_one(rng)
+        return nodes.kill_process(_ENGINE if kind == "engine" else _ACTOR, rng)
+
+    def outcome(self) -> Counter[str]:
+        """Rows lost, doubled, not ok, of a second fingerprint, and given to an engine again."""
+        from m3agiqa.runs import Output
+
+        rows = Output(str(self.folder / "out")).rows(["id", "status", "fingerprint"]).to_pylist()
+        ids, prints = Counter(row["id"] for row in rows), Counter(row["fingerprint"] for row in rows)
+        repeated = self.log.read_bytes().count(b"\n") - self.rows if self.log.exists() else 0
+        return Counter(
+            lost=len({f"row {i}" for i in range(self.rows)} - set(ids)),
+            twice=len(rows) - len(ids),
+            mixed_fingerprints=len(rows) - max(prints.values()),
+            not_ok=sum(row["status"] != "ok" for row in rows),
+            repeated=repeated,
+            commands=self.commands,
+        )
+
+
+def main() -> int:
+    """Runs the jobs and prints what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--engine", choices=["simulated", "vllm"], default="simulated")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    # Drivers and nodes find the package where this was started.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+    rng, started = random.Random(args.seed), time.monotonic()
+    kinds = itertools.cycle(["driver", "actor", "node"] + (["engine"] if args.engine == "vllm" else []))
+    nodes, total, kills, worst = Nodes.start(), Counter[str](), Counter[str](), 0
+    left = [next(kinds) for _ in range(args.kills)]
+    try:
+        for number in range(args.jobs):
+            share = -(-len(left) // (args.jobs - number))
+            with tempfile.TemporaryDirectory() as folder:
+                job = Job(Path(folder), args.rows, args.engine, nodes.cluster.address, left[:share])
+                job.write_corpus()
+                job.run(nodes, rng)
+                outcome = job.outcome()
+            # A job that ended before all of its kills leaves them to the next.
+            left = job.kills + left[share:]
+            kills += job.done
+            worst = max(worst, outcome["repeated"] // max(job.done.total(), 1))
+            total += outcome
+    finally:
+        nodes.cluster.shutdown()
+    names = ("lost", "twice", "mixed_fingerprints", "not_ok", "repeated", "commands")
+    seconds = round(time.monotonic() - started, 1)
+    found = {"engine": args.engine, "jobs": args.jobs, "rows": args.jobs * args.rows, "kills": dict(kills)}
+    found |= {name: total[name] for name in names} | {"most_repeated_per_kill": worst, "seconds": seconds}
+    print(json.dumps(found))
+    return int(any(total[name] for name in names[:4]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

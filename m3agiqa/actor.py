@@ -1,0 +1,104 @@
+"""A scorer in a Ray actor, and what it does when its engine is lost."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from m3agiqa.config import RunConfig
+from m3agiqa.connection import quiet_libraries
+from m3agiqa.errors import RunBroken, UserError
+from m3agiqa.scoring import Scorer, as_failed
+from m3agiqa.suspects import DEATHS_TO_CONVICT, DEATHS_TO_SUSPECT, Plan
+
+_POISON = f"the engine's process died {DEATHS_TO_CONVICT} times while this row alone was in it"
+
+
+class ScorerActor:
+    """A scorer in a Ray actor. Several batches may be in its engine at once.
+
+    An engine that dies takes this process with it: Ray starts the actor anew and gives it the same batches again.
+    Which rows were in it then is known to the board (`suspects.py`), so that one that kills engines is found.
+    """
+
+    def __init__(self, config: RunConfig, fingerprint: str, board: Any, verbose: bool) -> None:
+        quiet_libraries(verbose)
+        # Ray Data runs several batches of each of its tasks at once; this is what bounds them all together.
+        self._at_once = config.ray.batches_in_flight
+        self._places, self._alone = asyncio.Semaphore(self._at_once), asyncio.Lock()
+        self._board = board
+        self._name = ray.get_runtime_context().get_actor_id()
+        # So many losses with no row scored in between, and it is not the rows: halving a batch takes fewer.
+        self._most_losses = DEATHS_TO_SUSPECT + DEATHS_TO_CONVICT + config.ray.batch_size.bit_length() + 2
+        try:
+            if (losses := ray.get(board.started.remote(self._name))) >= self._most_losses:
+                rule = f"it died {losses} times, and no row was scored in between"
+                raise RunBroken("the engine", rule, "-v shows why; the same command goes on")
+            self._scorer = Scorer(config, fingerprint)
+        except UserError as error:
+            ray.get(board.refuse.remote(error))
+            raise
+
+    async def __call__(self, rows: pa.Table) -> AsyncIterator[pa.Table]:
+        self._board.report.remote(self._name, {}, self._scorer.stats())
+        plan: Plan = await self._board.plan.remote(rows["id"].to_pylist())
+        done: list[tuple[list[int], pa.Table]] = []
+        if plan.poison:
+            done.append((plan.poison, await self._scorer.score(as_failed(rows.take(plan.poison), _POISON))))
+        if plan.together:
+            async with self._places:
+                done += await self._score(rows, plan.together, alone=False)
+        for group in plan.alone:
+            async with self._whole_engine():
+                done += await self._score(rows, group, alone=True)
+        if done:
+            scored = _in_order(done)
+            self._board.report.remote(self._name, Counter(scored["status"].to_pylist()), self._scorer.stats())
+            yield scored
+
+    async def _score(self, batch: pa.Table, places: list[int], *, alone: bool) -> list[tuple[list[int], pa.Table]]:
+        """The places and their scored rows, or nothing where the run is to end. Never returns where the engine dies."""
+        rows = batch if len(places) == batch.num_rows else batch.take(places)
+        ids = rows["id"].to_pylist()
+        if not await self._board.enter.remote(self._name, ids, alone):
+            return []
+        try:
+            scored = await self._scorer.score(rows)
+        except UserError as error:
+            await self._board.refuse.remote(error)
+            raise
+        except Exception:
+            if await self._board.losses.remote(self._name) + 1 >= self._most_losses:
+                raise
+            # An exception would end the run, or count good rows as errors.
+            logging.getLogger(__name__).exception("the engine is lost; this actor ends and is started anew")
+            os._exit(1)
+        await self._board.leave.remote(self._name, ids, alone)
+        return [(places, scored)]
+
+    @contextlib.asynccontextmanager
+    async def _whole_engine(self) -> AsyncIterator[None]:
+        """All places at once. Two that each held some of them would wait for each other."""
+        async with self._alone:
+            for _ in range(self._at_once):
+                await self._places.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(self._at_once):
+                self._places.release()
+
+
+def _in_order(parts: list[tuple[list[int], pa.Table]]) -> pa.Table:
+    """The rows of a batch by their places in it."""
+    if len(parts) == 1:
+        return parts[0][1]
+    places = np.concatenate([places for places, _ in parts])
+    return pa.concat_tables([rows for _, rows in parts]).take(np.argsort(places))

@@ -1,0 +1,70 @@
+"""Joining a Ray cluster, or starting one, without the noise."""
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from m3agiqa.errors import UserError
+
+
+def connect(address: str | None, cpus: int, *, verbose: bool = False) -> None:
+    """Joins the cluster, or starts a local one that counts at least so many CPUs.
+
+    Args:
+        address: of the cluster, or `auto`; None: that of the Ray job this is, else a local one.
+
+    Raises:
+        UserError: if no cluster answers there.
+    """
+    quiet_libraries(verbose)
+    if ray.is_initialized():
+        return
+    level = logging.INFO if verbose else logging.ERROR
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        # "local", or a cluster that happens to run on this machine would be joined, and refuse num_cpus.
+        address = "local"
+        options |= {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
+    try:
+        with contextlib.nullcontext() if verbose else _muted_stderr():
+            ray.init(address=address, **options)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(
+            f"ray.address={address}", f"no cluster answers ({error})", "check `ray status`, or leave it out"
+        ) from None
+
+
+def quiet_libraries(verbose: bool) -> None:
+    """Keeps the chatter of Ray, vLLM and transformers out of the way unless it is asked for."""
+    if verbose:
+        logging.getLogger("m3agiqa").setLevel(logging.DEBUG)
+        os.environ["VLLM_LOGGING_LEVEL"] = "INFO"
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", module=r"ray\..*")
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Ray's C++ side writes past Python's logging while it starts; what matters comes as an exception."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -1,0 +1,127 @@
+"""The scores of a run, or of a curated set, as DuckDB sees them."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from m3agiqa.aspects import Aspect
+from m3agiqa.corpus.files import is_local
+from m3agiqa.curation.expressions import Expression, first, literal, parse, quoted
+from m3agiqa.errors import UserError
+from m3agiqa.records import STATES_COLUMNS
+from m3agiqa.runs import Output
+
+CURATION = "curation.json"
+PAIRS = "pairs.parquet"
+STATES = frozenset(f"{aspect}_{suffix}" for aspect in Aspect for suffix in STATES_COLUMNS)
+_NEEDED = ("id", "image", "prompt", "generator", "status", "width", "height", "image_sha256", "fingerprint")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where rows come from.
+
+    Attributes:
+        input: what was scored. corpus: how it was read (`config.corpus`).
+        fingerprint: of the scores; None where no row has one.
+        access: which files the rows may name beyond those of the input (`config.access`).
+    """
+
+    input: str
+    corpus: dict[str, Any]
+    fingerprint: str | None
+    access: dict[str, Any]
+
+
+class Scores:
+    """An opened scores folder: the view `rows` in a DuckDB that can read nothing else."""
+
+    def __init__(self, uri: str, work: Path, *, memory_gib: float, threads: int | None = None) -> None:
+        """Opens a folder; reads only its metadata.
+
+        Args:
+            uri: a folder of `m3agiqa score`, `capture` or `curate`.
+            work: an empty folder on a local disk for what does not fit into memory.
+
+        Raises:
+            UserError: if it holds no scores.
+        """
+        self.uri = uri
+        self._output = Output(uri)
+        data = self._output.dataset()
+        self.schema = pa.schema([field for field in data.schema if field.name not in STATES])
+        self.states = frozenset(data.schema.names) & STATES
+        if missing := [name for name in _NEEDED if name not in data.schema.names]:
+            raise UserError(uri, f"its rows have no column {missing[0]!r}", "give a folder that m3agiqa score wrote")
+        self.con = duckdb.connect(str(work / "work.duckdb"))
+        self.con.execute(f"SET temp_directory={literal(str(work / 'spilled'))}")
+        self.con.execute(f"SET memory_limit='{memory_gib}GiB'")
+        self.con.execute(f"SET threads={threads or os.cpu_count() or 1}")
+        # A time in a user's expression is not to depend on where the command runs.
+        self.con.execute("SET TimeZone='UTC'")
+        self.con.execute("SET enable_progress_bar=false")
+        local = is_local(uri)
+        allowed = [str(work), *([self._output.scores] if local else [])]
+        self.con.execute(f"SET allowed_directories=[{', '.join(map(literal, allowed))}]")
+        self.con.execute("SET enable_external_access=false")
+        self.con.execute("SET lock_configuration=true")
+        if local:
+            files = ", ".join(literal(name) for name in data.files)
+            self.con.execute(f"CREATE TEMP VIEW rows AS SELECT * FROM read_parquet([{files}], union_by_name=true)")
+        else:
+            self.con.register("rows", data)
+
+    def close(self) -> None:
+        """Lets go of the working database."""
+        self.con.close()
+
+    def parse(self, text: str, flag: str, more: tuple[str, ...] = ()) -> Expression:
+        """A user's expression over the columns of a row and `more`."""
+        return parse(self.con, text, flag, (*self.schema.names, *more))
+
+    def origin(self) -> Origin:
+        """Where the rows come from.
+
+        Raises:
+            UserError: if they are of more than one fingerprint, or nothing says where they come from.
+        """
+        query = "SELECT fingerprint FROM rows WHERE fingerprint IS NOT NULL GROUP BY ALL ORDER BY ALL"
+        found = [row[0] for row in self.con.execute(query).fetchall()]
+        if len(found) > 1:
+            rule = f"holds scores of {len(found)} fingerprints ({', '.join(found[:3])}), which cannot be compared"
+            raise UserError(self.uri, rule, "score into one folder for each")
+        data = self._output.read(CURATION)
+        try:
+            if data is not None:
+                kept = json.loads(data)["origin"]
+                return Origin(kept["input"], kept["corpus"], kept["fingerprint"], kept["access"])
+            manifest = self._output.read_manifest()
+            if manifest is not None:
+                config, only = manifest.config, found[0] if found else None
+                return Origin(manifest.input, config["corpus"], only, config["access"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.uri}/{CURATION}", f"cannot be read ({error!r})", "curate once more") from None
+        raise UserError(self.uri, "holds neither run.json nor curation.json", "give a folder that m3agiqa score wrote")
+
+    def pairs(self) -> pa.Table | None:
+        """The preference pairs of a curated set, or None where there are none."""
+        data = self._output.read(PAIRS)
+        return None if data is None else pq.read_table(pa.BufferReader(data))
+
+    def has_values(self, columns: list[str], where: str = "true") -> dict[str, bool]:
+        """Which columns hold a value in any row, or any of some rows."""
+        if not columns:
+            return {}
+        counts = first(self.con, f"SELECT {', '.join(f'count({quoted(c)})' for c in columns)} FROM rows WHERE {where}")
+        return {column: count > 0 for column, count in zip(columns, counts, strict=True)}
+
+    def batches(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a query, so many at a time."""
+        yield from self.con.sql(query).to_arrow_reader(rows)

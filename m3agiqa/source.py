@@ -1,0 +1,59 @@
+"""The corpus as Ray Data reads it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import DataContext, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from m3agiqa.corpus import Corpus, Shard
+from m3agiqa.errors import UserError
+from m3agiqa.resume import Todo
+
+
+class CorpusSource(Datasource):
+    """The rows of a corpus that are to be scored, as a Ray Data source: one read task for each shard.
+
+    What is done is left out here, row by row, so that no image of it is read, and so that a shard that expands into
+    many rows (a tar) goes on in its middle.
+    """
+
+    def __init__(self, corpus: Corpus, todo: Todo, board: Any) -> None:
+        super().__init__()
+        # Once in the object store of a node, whatever the number of tasks there that read it.
+        self._corpus, self._todo, self._board = corpus, ray.put(todo), board
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Not known without reading."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task a shard, however many are asked for: a shard is what can be read on its own."""
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        schema = self._corpus.schema
+        return [
+            ReadTask(
+                _reader(shard, self._todo, self._board), unknown, schema=schema, per_task_row_limit=per_task_row_limit
+            )
+            for shard in self._corpus.shards
+        ]
+
+
+def _reader(shard: Shard, todo: ray.ObjectRef, board: Any) -> Callable[[], Iterator[pa.Table]]:
+    def read() -> Iterator[pa.Table]:
+        try:
+            wanted: Todo = ray.get(todo)
+            for rows in shard.read():
+                if ray.get(board.refusal.remote()) is not None:
+                    return
+                if (left := wanted.select(rows)).num_rows:
+                    yield left
+        except UserError as error:
+            ray.get(board.refuse.remote(error))
+            raise
+
+    return read

@@ -1,0 +1,155 @@
+"""The files of cluster/: valid against what is published, and safe as they stand."""
+
+import copy
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from m3agiqa.cli import parser
+from m3agiqa.config import load_config
+from tests.cluster.schema import RAY_CLUSTER, RAY_JOB
+
+CLUSTER = Path(__file__).parent.parent.parent / "cluster"
+KUBERAY = {"kuberay-raycluster.yaml": RAY_CLUSTER, "kuberay-rayjob.yaml": RAY_JOB}
+
+
+def read(name: str) -> dict:
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def spec_of(name: str) -> dict:
+    spec = read(name)["spec"]
+    return spec.get("rayClusterSpec", spec)
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kuberay_files_hold_what_the_crd_knows(name):
+    jsonschema.Draft202012Validator.check_schema(KUBERAY[name])
+    jsonschema.validate(read(name), KUBERAY[name])
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_the_schema_refuses_what_the_crd_does_not_know(name):
+    def cluster(content: dict) -> dict:
+        return content["spec"].get("rayClusterSpec", content["spec"])
+
+    for spoil in (
+        lambda c: cluster(c).pop("headGroupSpec"),
+        lambda c: cluster(c).update(workerGroupSpec=[]),
+        lambda c: cluster(c)["headGroupSpec"].update(serviceType="Public"),
+        lambda c: cluster(c)["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
+        lambda c: cluster(c)["workerGroupSpecs"][1].update(minReplicas="0"),
+        lambda c: cluster(c)["workerGroupSpecs"][1]["template"]["spec"]["containers"][0].update(livenesProbe={}),
+        lambda c: c.update(apiVersion="ray.io/v1beta1"),
+    ):
+        content = copy.deepcopy(read(name))
+        spoil(content)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(content, KUBERAY[name])
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_a_kubernetes_cluster_is_closed_and_its_head_has_no_work(name):
+    spec = spec_of(name)
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["enableInTreeAutoscaling"] is True
+    head, workers = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    assert head["serviceType"] == "ClusterIP"
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert {group["groupName"] for group in workers} == {"decode", "gpu"}
+    for pod in (group["template"]["spec"] for group in (head, *workers)):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        (container,) = pod["containers"]
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert {"readinessProbe", "livenessProbe"} <= container.keys()
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+    for group in workers:
+        pod = group["template"]["spec"]
+        assert any("spot" in json.dumps(toleration) for toleration in pod["tolerations"])
+        assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1] == "stop"
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_custom_resources_are_json_as_ray_start_reads_it():
+    for name in KUBERAY:
+        decode = spec_of(name)["workerGroupSpecs"][0]["rayStartParams"]["resources"]
+        (word,) = shlex.split(f"--resources={decode}".split("=", 1)[1])  # KubeRay puts it into a shell's command
+        assert json.loads(word) == {"decode": 1000}
+
+
+def test_the_job_is_a_command_that_the_command_line_knows():
+    words = shlex.split(read("kuberay-rayjob.yaml")["spec"]["entrypoint"])
+    assert words[:2] == ["python", "jobs/score.py"]
+    args = parser().parse_args(["score", *words[2:]])
+    config = load_config(CLUSTER.parent / args.config, args.set)
+    assert config.ray.decode_on == "decode"
+    assert config.ray.num_gpus == 1
+    assert config.ray.wait_s > 0
+
+
+def test_ray_up_takes_its_file():
+    content = read("ray-up.yaml")
+    validate_config(prepare_config(copy.deepcopy(content)))
+    start = content["head_start_ray_commands"][-1]
+    assert "--dashboard-host=127.0.0.1" in start
+    assert "--num-cpus=0" in start
+    assert "RAY_AUTH_MODE=token" in start
+    assert "RAY_AUTH_MODE=token" in content["worker_start_ray_commands"][-1]
+    content["available_node_type"] = {}
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config(prepare_config(content))
+
+
+def test_the_slurm_script_is_a_script():
+    script = CLUSTER / "slurm.sbatch"
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text()
+    assert "RAY_AUTH_MODE=token" in text
+    assert "--dashboard-host=127.0.0.1" in text
+    settings = re.search(r"--set (ray.*)$", text, re.MULTILINE).group(1)
+    settings = settings.replace("$head_ip:$port", "10.0.0.1:6379").replace("$SLURM_JOB_NUM_NODES", "4")
+    assert load_config(None, shlex.split(settings)).ray.actors == (1, 4)
+
+
+def test_the_image_is_not_run_by_root_and_keeps_no_compiler_of_the_build():
+    text = (CLUSTER / "Dockerfile").read_text()
+    stages = text.split("\nFROM ")[1:]
+    assert len(stages) == 2
+    assert re.search(r"^USER 1000$", stages[-1], re.MULTILINE)
+    assert "build-essential" not in stages[-1]
+    assert "constraints.txt" in text
+    for source in re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+) \S+$", text, re.MULTILINE):
+        for name in source.split():
+            assert (CLUSTER.parent / name).exists(), name
+
+
+@pytest.mark.parametrize("path", sorted(CLUSTER.iterdir()), ids=lambda path: path.name)
+def test_no_secret_is_in_a_file(path):
+    text = path.read_text()
+    assert not re.search(r"(AKIA|ASIA)[0-9A-Z]{16}|-----BEGIN|ghp_\w{20}|hf_\w{20}", text)
+    for _, value in re.findall(r"(?i)(token|password|secret|api_key)\s*[=:]\s*([^\s,}\"']{12,})", text):
+        assert value.startswith(("$", "~", "disabled", "${")), value
+
+
+def test_the_pages_commands_exist():
+    """Every m3agiqa command of the page is one that the command line knows, and every file is there."""
+    page = (CLUSTER.parent / "docs" / "cluster.md").read_text()
+    for name in re.findall(r"\b(?:cluster|configs|jobs)/[\w.-]+\.\w+", page):
+        assert (CLUSTER.parent / name).exists(), name
+    blocks = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    assert sum(len(re.findall(r"^\$ ", block, re.MULTILINE)) == 5 for block in blocks) == 3
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    commands = re.findall(r"(?:m3agiqa (?:score|plan)|jobs/score\.py) .*", joined)
+    assert commands
+    for command in commands:
+        words = shlex.split(command)
+        arguments = ["score", *words[1:]] if words[0] == "jobs/score.py" else words[1:]
+        load_config(None, parser().parse_args(arguments).set)

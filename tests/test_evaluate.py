@@ -1,0 +1,244 @@
+"""`m3agiqa evaluate` as a user runs it: what it writes, what it says, and what it refuses."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from m3agiqa.aspects import Aspect
+from m3agiqa.cli import main
+from m3agiqa.evaluate import evaluate
+from m3agiqa.evaluation.gather import Request
+from m3agiqa.predictor.seen import FILE, seen
+from tests.evaluation.evaluating import labelled, write
+
+LABELS = ["--label", "quality=mos_q", "authenticity=mos_a", "correspondence=mos_c"]
+QUALITY = {Aspect.QUALITY: "mos_q"}
+TRUTH = ("id", "image_path", "prompt", "generator", "mos_q", "mos_a", "mos_c")
+SCORES = ("id", "image_path", "quality_mos", "quality_mos_low", "quality_mos_high", "quality_rating")
+
+
+def named(result, name, aspect="quality"):
+    return next(one for one in result["aspects"][aspect]["scorers"] if one["name"] == name)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return labelled(160)
+
+
+@pytest.fixture(scope="module")
+def tables(rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    return write(folder / "truth.csv", rows, TRUTH), write(folder / "scores.csv", rows, SCORES)
+
+
+@pytest.fixture(scope="module")
+def whole(rows, tmp_path_factory):
+    """All aspects from one table, with a split: the folder, the command, and which rows are in the test part."""
+    folder = tmp_path_factory.mktemp("whole")
+    table = write(folder / "scored.csv", rows)
+    tested = np.random.default_rng(1).random(len(rows)) < 0.5
+    parts = ["test" if one else "train" for one in tested]
+    split = write(folder / "split.csv", [{"id": r["id"], "part": p} for r, p in zip(rows, parts, strict=True)])
+    args = ["evaluate", "--scores", table, "--out", str(folder / "out"), *LABELS, "--split", split, "--samples", "100"]
+    assert main(args) == 0
+    return folder / "out", args, tested
+
+
+def test_the_folder_holds_figures_errors_plots_and_a_report(whole, rows):
+    out, _, tested = whole
+    result = json.loads((out / "evaluation.json").read_text())
+    test = [row for row, one in zip(rows, tested, strict=True) if one]
+    x, y = (np.array([row[name] for row in test]) for name in ("quality_mos", "mos_q"))
+    pooled = named(result, "quality_mos")["pooled"]
+    assert pooled["srcc"]["value"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-8)
+    assert pooled["srcc"]["low"] < pooled["srcc"]["value"] < pooled["srcc"]["high"]
+    assert pooled["plcc_fitted"]["value"] >= pooled["plcc"]["value"] - 1e-6
+    assert named(result, "quality_rating")["words"]["accuracy"]["value"] > 0.4
+    blind = {one["name"] for one in result["aspects"]["correspondence"]["scorers"] if one["kind"] == "baseline"}
+    names = {"generator mean", "prompt mean", "generator + prompt", "prompt length", "majority word", "copy of quality"}
+    assert blind == names
+    assert result["aspects"]["quality"]["training_rows"] == 160 - len(test)
+    coverage = result["aspects"]["quality"]["intervals"]
+    assert coverage["coverage"]["value"] == pytest.approx(np.mean(np.abs(x - y) <= 0.8), abs=0.03)
+    assert result["shared_with_training"]["prompts"]["train, test"]["shared"] > 0
+    errors = pq.read_table(out / "errors.parquet")
+    assert errors["id"].to_pylist() == sorted(row["id"] for row in test)
+    assert errors["quality_mos_error"].to_numpy() == pytest.approx(x - y)
+    report = (out / "report.md").read_text()
+    pictures = re.findall(r"\]\((plots/[^)]+)\)", report)
+    assert len(pictures) >= 4 * 3 + 1
+    assert all((out / picture).stat().st_size > 2000 for picture in pictures)
+    assert all((out / picture.replace(".png", ".svg")).is_file() for picture in pictures)
+    assert not re.search(r"\bnan\b", report, re.IGNORECASE)
+
+
+def test_the_same_input_gives_the_same_bytes(whole, tmp_path):
+    out, args, _ = whole
+    before = (out / "evaluation.json").read_bytes()
+    assert main([*args, "--no-plots"]) == 0
+    assert (out / "evaluation.json").read_bytes() == before
+    assert not (out / "plots").exists()
+
+
+def test_other_scorers_are_compared_on_the_same_rows(tables, rows, tmp_path, capsys):
+    truth, scores = tables
+    worse = [{"id": row["id"], "score": 10 * (row["quality_mos"] + 2 * np.sin(i))} for i, row in enumerate(rows)]
+    other = write(tmp_path / "other.csv", worse[:150][::-1])
+    out = tmp_path / "out"
+    args = ["evaluate", "--truth", truth, "--scores", scores, "--label", "quality=mos_q", "--out", str(out)]
+    assert main([*args, "--other", f"rival={other}:score", "--samples", "200", "--no-plots"]) == 0
+    result = json.loads((out / "evaluation.json").read_text())
+    rival = named(result, "rival")
+    assert rival["rows"] == 150
+    assert rival["pooled"]["rmse"]["value"] is None
+    assert "scale" in rival["pooled"]["rmse"]["reason"]
+    assert rival["pooled"]["rmse_fitted"]["value"] > 0
+    assert rival["note"].startswith("10 of 160 rows have no score of it (i0150, i0151, i0152, i0153, i0154, ...)")
+    (compared,) = (one for one in result["aspects"]["quality"]["comparisons"] if one["theirs"] == "rival")
+    assert compared["rows"] == 150
+    assert compared["differences"]["srcc"]["holds_up"]
+    assert compared["differences"]["srcc"]["low"] > 0
+
+
+def test_scores_join_by_image_name_and_what_is_unmatched_is_named(tables, rows, tmp_path):
+    scored = [row | {"image_path": f"/elsewhere/{i:04}.png"} for i, row in enumerate(rows)]
+    scored += [scored[0] | {"image_path": "/elsewhere/unknown.png"}]
+    file = write(tmp_path / "s.csv", scored[3:], ("image_path", "quality_mos"))
+    result = evaluate(Request(file, str(tmp_path / "out"), truth=tables[0], labels=QUALITY, samples=100, plots=False))
+    assert result["aspects"]["quality"]["rows"] == 157
+    assert any(note.startswith("3 of 160 human scores have no score (0000.png, 0001.png") for note in result["notes"])
+    assert any("1 of 158 scored rows have no human score (unknown.png)" in note for note in result["notes"])
+
+
+def test_another_scale_is_brought_to_ours(tables, rows, tmp_path):
+    percent = [row | {"mos_q": row["mos_q"] * 20} for row in rows]
+    truth = write(tmp_path / "t.csv", percent, TRUTH)
+    options = {"labels": QUALITY, "samples": 100, "plots": False}
+    ours = evaluate(Request(tables[1], str(tmp_path / "a"), truth=tables[0], **options))
+    theirs = evaluate(Request(tables[1], str(tmp_path / "b"), truth=truth, scale=(0, 100), **options))
+    for metric in ("srcc", "rmse"):
+        a, b = (named(one, "quality_mos")["pooled"][metric]["value"] for one in (ours, theirs))
+        assert a == pytest.approx(b, abs=1e-6)
+    flat = write(tmp_path / "f.csv", [row | {"mos_q": row["mos_q"] / 5} for row in rows], TRUTH)
+    doubted = evaluate(Request(tables[1], str(tmp_path / "c"), truth=flat, **options))
+    assert any("is --scale right?" in note for note in doubted["notes"])
+
+
+def test_constant_scores_and_few_rows_are_null_with_a_reason(tables, rows, tmp_path):
+    scores = write(tmp_path / "s.csv", [row | {"quality_mos": 3.0} for row in rows[:6]], ("id", "quality_mos"))
+    result = evaluate(Request(scores, str(tmp_path / "out"), truth=tables[0], labels=QUALITY, samples=100, plots=False))
+    pooled = named(result, "quality_mos")["pooled"]
+    assert (pooled["srcc"]["value"], pooled["srcc"]["reason"]) == (None, "all scores are 3")
+    assert pooled["rmse"]["value"] > 0
+    assert "too few for an interval" in pooled["rmse"]["reason"]
+    assert "NaN" not in (tmp_path / "out" / "evaluation.json").read_text()
+
+
+def test_words_made_from_human_scores_are_noticed(tables, rows, tmp_path):
+    words = ("bad", "poor", "fair", "good", "excellent")
+    made = [row | {"answer": f"It is {words[min(int(row['mos_q']), 4)]}."} for row in rows]
+    scores = write(tmp_path / "s.csv", made, ("id", "answer"))
+    request = Request(
+        scores,
+        str(tmp_path / "out"),
+        truth=tables[0],
+        labels=QUALITY,
+        words={Aspect.QUALITY: "answer"},
+        samples=100,
+        plots=False,
+    )
+    result = evaluate(request)
+    assert result["aspects"]["quality"]["notes"] == ["answer agrees with the words of mos_q in 100.0%: made from it?"]
+
+
+def test_a_training_that_met_the_test_set_is_refused_unless_forced(tables, rows, tmp_path, capsys):
+    truth, scores = tables
+    predictor = tmp_path / "predictor"
+    predictor.mkdir()
+    pq.write_table(seen(["i0007", "x"], [], ["another prompt"]).table(), predictor / FILE)
+    args = ["--truth", truth, "--scores", scores, "--label", "quality=mos_q", "--out", str(tmp_path / "out")]
+    args += ["--predictor", str(predictor), "--samples", "100", "--no-plots"]
+    line = refused(capsys, *args)
+    assert "1 ids of the evaluated rows were trained on (i0007)" in line
+    assert "--force" in line
+    assert not (tmp_path / "out").exists()
+    assert main(["evaluate", *args, "--force"]) == 0
+    assert "**Forced: the training has met the test set." in (tmp_path / "out" / "report.md").read_text()
+    pq.write_table(seen(["y"], [], ["prompt 3"]).table(), predictor / FILE)
+    capsys.readouterr()
+    assert "1 prompts of the evaluated rows" in refused(capsys, *args)
+    pq.write_table(seen(["y"], [], ["another"]).table(), predictor / FILE)
+    assert main(["evaluate", *args]) == 0
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["forced"] == []
+
+
+def refused(capsys, *args):
+    """The one line that the command ends with, exit code 2 checked."""
+    assert main(["evaluate", *args]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+def test_what_cannot_be_evaluated_is_refused(tables, rows, tmp_path, capsys):
+    truth, scores = tables
+    out = ["--out", str(tmp_path / "out")]
+    base = ["--truth", truth, "--scores", scores, *out]
+    quality = ["--label", "quality=mos_q"]
+    assert "did you mean mos_q" in refused(capsys, *base, "--label", "quality=mos_qq")
+    assert "--label: is missing" in refused(capsys, *base)
+    assert "has no scores of authenticity" in refused(capsys, *base, "--label", "authenticity=mos_a")
+    assert "outside the scale 1 to 2" in refused(capsys, *base, *quality, "--scale", "1", "2")
+    assert "does not go up" in refused(capsys, *base, *quality, "--scale", "5", "0")
+    assert "--key" in refused(capsys, "--truth", truth, "--scores", odd_ids(tmp_path, rows), *out, *quality)
+    twice = write(tmp_path / "twice.csv", [*rows, rows[4]], SCORES)
+    assert "'i0004' occurs more than once" in refused(capsys, "--truth", truth, "--scores", twice, *out, *quality)
+    percent = write(tmp_path / "p.csv", [row | {"quality_mos": 20 * row["quality_mos"]} for row in rows], SCORES)
+    assert "--other" in refused(capsys, "--truth", truth, "--scores", percent, *out, *quality)
+    nan = [row | {"quality_mos": "nan" if i == 9 else row["quality_mos"]} for i, row in enumerate(rows)]
+    file = write(tmp_path / "n.csv", nan, SCORES)
+    assert "1 values of quality_mos are NaN" in refused(capsys, "--truth", truth, "--scores", file, *out, *quality)
+    assert "NAME=FILE:COLUMN" in refused(capsys, *base, *quality, "--other", "rival.csv")
+    assert "at least 100" in refused(capsys, *base, *quality, "--samples", "10")
+    assert "no numbers" not in refused(capsys, *base, "--label", "quality=prompt")
+    split = write(tmp_path / "split.csv", [{"id": "i0001", "part": "train"}])
+    assert "has no such part" in refused(capsys, *base, *quality, "--split", split)
+    assert "does not exist" in refused(capsys, "--scores", str(tmp_path / "none.csv"), *out, *quality)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    assert "not empty" in refused(capsys, *base[:-2], "--out", str(tmp_path / "full"), *quality)
+    assert not (tmp_path / "out").exists()
+
+
+def odd_ids(folder, rows):
+    columns = ("id", "quality_mos")
+    return write(folder / "odd.csv", [row | {"id": f"other-{row['id']}"} for row in rows], columns)
+
+
+def test_a_run_is_evaluated_by_its_own_columns(rows, tmp_path):
+    """As `make demo` leaves one: human scores passed through, some rows not ok, some aspects not judged."""
+    folder = tmp_path / "run"
+    (folder / "scores").mkdir(parents=True)
+    made = [
+        row | {"status": "ok" if i % 10 else "failed", "quality_rating_score": row["quality_mos"]}
+        for i, row in enumerate(rows)
+    ]
+    table = pa.Table.from_pylist(
+        [{k: v for k, v in row.items() if k != "image_path"} | {"image": "x.png"} for row in made]
+    )
+    pq.write_table(table, folder / "scores" / "part-0.parquet")
+    manifest = {"fingerprint": "f0", "fingerprint_parts": {}, "config": {"predictor": {"path": None}}, "input": "x"}
+    (folder / "run.json").write_text(json.dumps(manifest))
+    result = evaluate(Request(str(folder), str(tmp_path / "out"), labels=QUALITY, samples=100, plots=False))
+    assert result["fingerprint"] == "f0"
+    assert result["aspects"]["quality"]["rows"] == 144
+    names = [one["name"] for one in result["aspects"]["quality"]["scorers"] if one["kind"] == "model"]
+    assert names == ["quality_mos", "quality_rating_score", "quality_rating"]
+    assert result["aspects"]["quality"]["baselines"] == "fitted in five folds of these rows"

@@ -1,0 +1,148 @@
+"""Whole runs to which bad things happen: every id once, and what is finished is not done again."""
+
+import concurrent.futures
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from m3agiqa.cli import main
+from m3agiqa.config import RunConfig, load_config
+from m3agiqa.errors import RunBroken, TooManyFailed
+from m3agiqa.pipeline import run_scoring
+from m3agiqa.records import Status
+from m3agiqa.runs import Output
+from m3agiqa.status import run_status
+from tests.corpora import encode, picture, write_corpus, write_tar
+from tests.processes import descendants, title
+
+WAIT_S = 300.0
+
+
+def config(*overrides: str) -> RunConfig:
+    return load_config(None, ["engine.kind=simulated", "ray.num_cpus=0.5", *overrides])
+
+
+def statuses(output: Path | str) -> dict[str, str]:
+    """Status by id; fails where an id is there twice."""
+    rows = Output(str(output)).rows(["id", "status"]).to_pylist()
+    found = {row["id"]: row["status"] for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_row_that_kills_engines_is_found_and_the_others_are_scored(tmp_path):
+    source = write_corpus(tmp_path / "in", 40)
+    settings = ["ray.batch_size=8", "ray.batches_in_flight=2", "engine.simulated_poison=number 21."]
+    manifest = run_scoring(config(*settings), source, str(tmp_path / "out"))
+    assert manifest.counts == {"ok": 39, "failed": 1}
+    found = statuses(tmp_path / "out")
+    assert [name for name, status in found.items() if status == "failed"] == ["row 21"]
+    (error,) = [row["error"] for row in Output(str(tmp_path / "out")).rows().to_pylist() if row["status"] == "failed"]
+    assert "alone" in error
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_too_many_failures_stop_a_run_and_a_retry_replaces_them(tmp_path):
+    source, out, log = write_corpus(tmp_path / "in", 400), str(tmp_path / "out"), tmp_path / "log"
+    many = config("engine.simulated_failures=0.5", "ray.retries=0", f"engine.simulated_log={log}")
+    with pytest.raises(TooManyFailed, match="failed, more than the 10%"):
+        run_scoring(many, source, out)
+    kept = statuses(out)
+    assert 100 <= len(kept) <= 400
+    # All that was scored is written: nothing went into the engine for naught.
+    assert len(log.read_text().splitlines()) == len(kept)
+    log.unlink()
+    few = config(f"engine.simulated_log={log}", "ray.max_failed_fraction=1")
+    assert run_scoring(few, source, out, retry=[Status.FAILED]).counts == {"ok": len(kept)}
+    assert statuses(out) == dict.fromkeys(kept, "ok")
+    assert len(log.read_text().splitlines()) == list(kept.values()).count("failed")
+    assert run_scoring(few, source, out).counts == {"ok": 400}
+    assert len(log.read_text().splitlines()) == list(kept.values()).count("failed") + 400 - len(kept)
+    # With nothing to retry no engine is started.
+    assert run_scoring(few, source, out, retry=[Status.FAILED, Status.REJECTED]).counts == {"ok": 400}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_too_many_failures_end_with_exit_code_3_also_in_a_small_run(tmp_path, capsys):
+    source = write_corpus(tmp_path / "in", 12)
+    command = ["score", "--input", source, "--output", str(tmp_path / "out"), "--set", "engine.kind=simulated"]
+    assert main([*command, "engine.simulated_failures=1", "ray.num_cpus=0.5"]) == 3
+    assert "12 of 12 rows: failed" in capsys.readouterr().err.splitlines()[-1]
+    found = run_status(str(tmp_path / "out"))
+    assert found.counts == {"failed": 12}
+    assert str(found.next).endswith("--retry-failed")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_tar_is_gone_on_with_row_by_row(tmp_path):
+    write_tar(tmp_path / "0.tar", [(f"{i:02d}.png", encode(picture(seed=i))) for i in range(30)])
+    out, log = tmp_path / "out", tmp_path / "log"
+    settings = config("ray.rows_per_file=4", "ray.batch_size=2", f"engine.simulated_log={log}")
+    assert run_scoring(settings, str(tmp_path / "0.tar"), str(out)).counts == {"ok": 30}
+    assert len(log.read_text().splitlines()) == 30
+    before = statuses(out)
+    files = sorted((out / "scores").glob("*.parquet"))
+    assert len(files) > 1
+    files[0].unlink()
+    lost = len(before) - len(statuses(out))
+    assert lost > 0
+    assert run_scoring(settings, str(tmp_path / "0.tar"), str(out)).counts == {"ok": 30}
+    assert statuses(out) == before
+    assert len(log.read_text().splitlines()) == 30 + lost
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_full_disk_ends_a_run_with_a_line_and_the_same_command_goes_on(tmp_path):
+    import tests.full_disk  # noqa: F401 - registers the file system
+
+    source, out = write_corpus(tmp_path / "in", 64), f"fulldisk://{tmp_path}/out"
+    (tmp_path / "full").touch()
+    settings = config("ray.rows_per_file=8", "ray.batch_size=4")
+    with pytest.raises(RunBroken, match=r"no space left on it; make room; the same command goes on"):
+        run_scoring(settings, source, out)
+    (tmp_path / "full").unlink()
+    assert run_scoring(settings, source, out).counts == {"ok": 64}
+    assert len(statuses(out)) == 64
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_killed_vllm_engine_is_noticed_and_no_row_is_lost(tmp_path):
+    rows = 48
+    source, out = write_corpus(tmp_path / "in", rows), tmp_path / "out"
+    settings = config(
+        "engine.kind=vllm", "predictor.path=null", "ray.rows_per_file=8", "ray.batch_size=4", "ray.batches_in_flight=1"
+    )
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        run = pool.submit(run_scoring, settings, source, str(out))
+        until = time.monotonic() + WAIT_S
+        while not list((out / "scores").glob("*.parquet")) and not run.done() and time.monotonic() < until:
+            time.sleep(0.1)
+        engines = [pid for pid in descendants(os.getpid()) if "EngineCore" in title(pid)]
+        assert len(engines) == 1
+        os.kill(engines[0], signal.SIGKILL)
+        assert run.result(WAIT_S).counts == {"ok": rows}
+    assert set(statuses(out).values()) == {"ok"}
+
+
+@pytest.mark.slow
+def test_random_kills_lose_nothing(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.chaos", "--jobs", "1", "--kills", "3", "--rows", "1000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["lost"], found["twice"], found["mixed_fingerprints"], found["not_ok"]) == (0, 0, 0, 0)
+    assert sum(found["kills"].values()) >= 1
+    assert found["commands"] == 1 + found["kills"].get("driver", 0)

@@ -1,0 +1,90 @@
+"""Metrics of an engine's actor, as Prometheus reads them from a node."""
+
+import json
+import re
+import time
+import urllib.request
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from m3agiqa.config import ImageConfig, load_config
+from m3agiqa.corpus import open_corpus
+from m3agiqa.prometheus import _COUNTED, gpu_memory
+from m3agiqa.scoring import decode_rows
+from tests.corpora import encode, picture
+
+DASHBOARD = Path(__file__).parent.parent / "cluster" / "grafana.json"
+LIMIT_S = 180.0
+
+
+def scraped(port: int) -> dict[str, list[tuple[dict[str, str], float]]]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def decoded(folder: Path) -> pa.Table:
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(encode(picture(seed=i)))
+    (folder / "bad.png").write_bytes(b"no image")
+    corpus = open_corpus(str(folder))
+    return pa.concat_tables(decode_rows(next(corpus.shards[0].read()), ImageConfig(), corpus.access))
+
+
+@pytest.mark.slow
+def test_an_actor_tells_prometheus_of_its_images(tmp_path, local_ray):
+    import ray
+
+    from m3agiqa.progress import Board
+    from m3agiqa.prometheus import MeteredActor
+
+    board = ray.remote(num_cpus=0)(Board).remote()
+    config = load_config(None, ["engine.kind=simulated"])
+    actor = ray.remote(num_cpus=0)(MeteredActor).remote(config, "fingerprint-x", board, False)
+    for reference in actor.__call__.options(num_returns="streaming").remote(decoded(tmp_path)):
+        assert ray.get(reference).num_rows == 4
+    (port,) = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
+    ends = time.monotonic() + LIMIT_S
+    mine: dict[str, float] = {}
+    while time.monotonic() < ends and mine != {"ok": 3.0, "rejected": 1.0}:
+        time.sleep(1)
+        found = scraped(port)
+        images = found.get("ray_m3agiqa_images_total", [])
+        mine = {labels["status"]: value for labels, value in images if labels["run"] == "fingerprint-x"}
+    assert mine == {"ok": 3.0, "rejected": 1.0}
+    ages = [value for labels, value in found["ray_m3agiqa_oldest_batch_seconds"] if labels["run"] == "fingerprint-x"]
+    assert len(ages) == 1
+    ray.kill(actor)
+
+
+def test_the_dashboard_shows_metrics_that_there_are():
+    board = json.loads(DASHBOARD.read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    named = {name for text in expressions for name in re.findall(r"ray_m3agiqa_\w+", text)}
+    counters = {f"ray_m3agiqa_{name}_total" for name in (*_COUNTED, "images")}
+    gauges = {f"ray_m3agiqa_{name}" for name in ("oldest_batch_seconds", "batches", "gpu_memory_mib")}
+    assert named <= counters | gauges
+    assert gauges <= named
+    assert {"datasource", "run"} == {variable["name"] for variable in board["templating"]["list"]}
+    places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
+    assert len(set(places)) == len(places)
+
+
+def test_gpu_memory_is_asked_of_the_driver(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\ncase "$*" in *--id=1,2*) printf "10\\n20\\n";; *) printf "5\\n10\\n20\\n";; esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert gpu_memory() == [5.0, 10.0, 20.0]
+    assert gpu_memory(["1", "2"]) == [10.0, 20.0]
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert gpu_memory() == []
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert gpu_memory() == []

@@ -1,0 +1,124 @@
+"""The training's parts: what the eye is to tell, stages that are taken up where they stopped, and a whole run."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from m3agiqa.tiny import runner
+from m3agiqa.tiny.architecture import Size, build, train_tokenizer
+from m3agiqa.tiny.corpus import Pool
+from m3agiqa.tiny.degrade import Damage
+from m3agiqa.tiny.eyecode import PART, WHOLE, EyeLoss, directions, whole_of, written
+from m3agiqa.tiny.facts import Facts
+from m3agiqa.tiny.pictures import Scene
+from m3agiqa.tiny.stages import Plan, drill_lines, prepare_to_compare
+from m3agiqa.tiny.train import train
+from m3agiqa.tiny.vision import initialise, join, pixel_values
+
+FACTS = Facts(Scene(2, "red", "sphere", "in the snow"), (Damage("blur", 0.7),), (Damage("melted", 0.3),))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(Size(vision_layers=2, text_layers=1), train_tokenizer(["a red cube"], 600))
+
+
+def test_the_directions_of_the_code_are_orthonormal():
+    code = directions(192)
+    assert code.shape == (WHOLE + PART, 192)
+    assert torch.allclose(code @ code.T, torch.eye(WHOLE + PART), atol=1e-5)
+
+
+def test_what_is_written_can_be_read_off():
+    tokens = written([FACTS, Facts(None)], 192, 64, np.random.default_rng(0))
+    read = (tokens @ directions(192)[:WHOLE].T).mean(1)
+    truth = whole_of([FACTS, Facts(None)])
+    assert 0 < (read - truth).abs().max() < 0.35
+    assert truth[0].sum() == pytest.approx(0.7 + 0.7 + 0.3 + 0.3 + 4, abs=1e-5)
+    assert truth[1].sum() == 1  # a photograph, and nothing else is known of it
+
+
+def test_the_eye_loses_nothing_where_it_tells_the_truth(model):
+    samples = Pool(1, 20).draw(6, np.random.default_rng(1))
+    loss = EyeLoss(model)
+    whole, parts, _ = loss.targets(samples)
+    true = (whole @ loss.code[:WHOLE])[:, None] + parts @ loss.code[WHOLE:]
+    patches = torch.zeros(6, 256, 192)
+    right, wrong = loss(patches, true, samples), loss(patches, torch.zeros_like(true), samples)
+    for name in ("amounts", "each", "parts", "rest"):
+        assert right[name] < 1e-6
+    for name in ("amounts", "each", "parts", "count", "colour", "shape", "place"):
+        assert right[name] < wrong[name]
+
+
+def test_the_eye_begins_with_some_idea_of_what_it_sees(model):
+    pool, rng = Pool(1, 40), np.random.default_rng(2)
+    seen, unseen = pool.draw(50, rng), pool.draw(40, rng)
+    loss = EyeLoss(model)
+    initialise(model, seen)
+    whole, parts, _ = loss.targets(seen)
+    join(
+        model, pixel_values([s.pixels for s in seen]), (whole @ loss.code[:WHOLE])[:, None] + parts @ loss.code[WHOLE:]
+    )
+    with torch.no_grad():
+        tokens = model.model.get_image_features(pixel_values([s.pixels for s in unseen])[:, None]).pooler_output
+    told, truth = (tokens @ loss.code[:WHOLE].T).mean(1), loss.targets(unseen)[0]
+    lost = told[:, 8], truth[:, 8]
+    assert np.corrcoef(*(x.numpy() for x in lost))[0, 1] > 0.2
+
+
+def test_drill_lines_are_true_and_half_of_them_the_same():
+    lines = drill_lines(400, np.random.default_rng(3))
+    found = [re.fullmatch(r"Asked for (\w+), here (\w+): (same|different)\.", line) for line in lines]
+    assert all(found)
+    assert all((m[1] == m[2]) == (m[3] == "same") for m in found)
+    assert 0.4 < sum(m[3] == "same" for m in found) / len(found) < 0.6
+
+
+def test_half_of_the_heads_begin_with_keys_equal_to_queries(model):
+    prepare_to_compare(model)
+    attention = model.model.text_model.layers[0].self_attn
+    half = attention.q_proj.weight.shape[0] // 2
+    assert torch.equal(attention.q_proj.weight[:half], attention.k_proj.weight[:half])
+    assert not torch.equal(attention.q_proj.weight[half:], attention.k_proj.weight[half:])
+
+
+def test_a_stage_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "_SAVE_EVERY", 2)
+
+    def run(work, stop=None):
+        torch.manual_seed(0)
+        layer, done = nn.Linear(3, 1), iter(range(8))
+
+        def losses(rng):
+            if next(done) == stop:
+                raise KeyboardInterrupt
+            return {"error": layer(torch.from_numpy(rng.standard_normal((4, 3))).float()).square().mean()}
+
+        groups = [{"params": list(layer.parameters()), "lr": 0.1}]
+        runner.run_stage("s", losses, groups, {"layer": layer}, steps=8, work=work, log=lambda _: None)
+        return layer.weight.detach()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", stop=5)
+    assert int(torch.load(tmp_path / "stopped" / "s.pt", weights_only=True)["step"]) == 4
+    assert torch.equal(run(tmp_path / "stopped"), whole)
+    # What is done is not done again.
+    assert torch.equal(run(tmp_path / "stopped", stop=0), whole)
+
+
+@pytest.mark.slow
+def test_the_stages_make_a_model(tmp_path):
+    plan, lines = Plan(bases=4, begin_on=30, drill_steps=1, read_steps=1, see_steps=1, say_steps=1), []
+    train(tmp_path / "out", tmp_path / "work", plan=plan, stages=["see"], log=lines.append)
+    assert [line.split()[0] for line in lines] == ["see"]
+    assert not (tmp_path / "out").exists()
+    train(tmp_path / "out", tmp_path / "work", plan=plan, log=lines.append)
+    assert [line.split()[0] for line in lines] == ["see", "drill", "read", "say", "the"]
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["plan"]["bases"] == 4
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size < 20_000_000
