@@ -121,7 +121,7 @@ bench: $(VENV)/.vllm
 
 lock: $(VENV)/.vllm
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip list --format=freeze --exclude-editable \
-		--exclude pip --exclude setuptools; } > constraints.new && mv constraints.new constraints.txt
+		--exclude pip; } > constraints.new && mv constraints.new constraints.txt
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
