@@ -10,6 +10,7 @@ import pytest
 from m3agiqa.corpus import FIXED_FIELDS, open_corpus
 from m3agiqa.corpus.files import fetch
 from m3agiqa.corpus.rows import BYTES_PER_TABLE, made_up_id
+from m3agiqa.errors import UserError
 from m3agiqa.images import ImageRejected, decode
 from tests import corpora
 from tests.corpora import encode, picture, read, refusal, rows_of, written
@@ -271,6 +272,15 @@ def test_parquet_files_are_united(tmp_path):
     assert [(row["n"], row["only"]) for row in rows_of(tmp_path)] == [(1, "x"), (2**40, None)]
     pq.write_table(pa.table({"image": ["c"], "n": ["text"]}), tmp_path / "c.parquet")
     assert "do not agree" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["id", "prompt"])
+def test_text_in_parquet_that_is_no_utf8(tmp_path, column):
+    text = {"id": pa.array(["a", "b"]), "prompt": pa.array(["c", "d"])}
+    text[column] = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xd1"]).buffers())
+    pq.write_table(pa.table({"image": ["a.png", "b.png"], **text}), tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="not a readable parquet file: .*UTF8"):
+        rows_of(tmp_path / "m.parquet")
 
 
 def test_bad_parquet(tmp_path):

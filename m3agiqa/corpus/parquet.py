@@ -86,6 +86,8 @@ def _batches(piece: Piece, columns: list[str]) -> Iterator[pa.Table]:
             rows = 0
             for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=there, use_threads=False):
                 table = pa.Table.from_batches([batch])
+                # Text that is no UTF-8 would otherwise fail where it is first used, far from its file.
+                table.validate(full=True)
                 rows += table.num_rows
                 for name in missing:
                     table = table.append_column(name, pa.nulls(table.num_rows))
