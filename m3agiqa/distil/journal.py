@@ -29,6 +29,8 @@ class Verdict(StrEnum):
     """It is not of the form that was asked for."""
     REFUSED = "refused"
     """The teacher, or a filter before it, will not answer: asking again would give the same."""
+    LEFT_OVER = "left_over"
+    """It came in a batch and is to what is not asked any more: a score or a prompt has changed, or the row is gone."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Entry:
         content: the answer as it came. description, rating: what it says, where it could be read.
         reason: why the verdict is not `ok`. usage: tokens that were paid. cost: null where prices are not known.
         batch: name of the batch that it came in.
+
+    One that is left over is to no task: its id is that of its line in the batch; aspect and `asked` are empty.
     """
 
     id: str
@@ -117,6 +121,11 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._file.close()
+
+    @property
+    def pending(self) -> list[str]:
+        """Names of the batches whose answers are paid for and not taken yet."""
+        return [name for name, facts in self.batches.items() if facts.get("state") in ("made", "submitted")]
 
     def add(self, entry: Entry) -> None:
         """Takes an answer; when this returns, it is on the disk."""

@@ -47,6 +47,17 @@ def declined(task: Task, reason: str, prompter: Prompter, batch: str | None = No
     return Entry(task.id, str(task.aspect), prompter.digest(task), Verdict.REFUSED, "", reason=reason, batch=batch)
 
 
+def left_over(line: str, reply: Reply, prices: BudgetConfig, batch: str) -> Entry:
+    """What is kept of an answer to what is not asked any more: it is paid for, and of no use.
+
+    Args:
+        line: what it is called in the batch of that name.
+    """
+    usage, content = reply.usage or Usage(), reply.content or reply.refusal or ""
+    cost = cost_of(usage, prices, batch=True)
+    return Entry(line, "", "", Verdict.LEFT_OVER, content, usage=usage, cost=cost, batch=batch)
+
+
 def _verdict(task: Task, reply: Reply) -> tuple[Verdict, str | None, str | None, str | None]:
     if reply.refusal:
         return Verdict.REFUSED, None, None, " ".join(reply.refusal.split())[:200]
