@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from m3agiqa.distil.desk import Desk
-from m3agiqa.distil.journal import Entry, Usage, Verdict
+from m3agiqa.distil.journal import Entry, Usage, Verdict, cost_of
 from m3agiqa.distil.judge import declined, judge, left_over
-from m3agiqa.distil.limits import Budget, Stop, backoff, cost_of
+from m3agiqa.distil.limits import Budget, Stop, backoff
 from m3agiqa.distil.tasks import Row, Task, tables, tasks_in
 from m3agiqa.distil.teacher import Declined, Failed, FormatRefused, Reply, Retry, Teacher
 from m3agiqa.errors import UserError

@@ -2,9 +2,8 @@
 
 import re
 
-from m3agiqa.distil.journal import Entry, Usage, Verdict
+from m3agiqa.distil.journal import Entry, Usage, Verdict, cost_of
 from m3agiqa.distil.leaks import find_leak
-from m3agiqa.distil.limits import cost_of
 from m3agiqa.distil.prompts import Prompter, read_answer
 from m3agiqa.distil.tasks import Task
 from m3agiqa.distil.teacher import Reply

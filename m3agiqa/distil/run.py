@@ -72,7 +72,7 @@ def distil(
     content = {"m3agiqa": __version__, "decides": parts, "config": config.model_dump(mode="json"), "begun": _now()}
     if (read_manifest(folder) or {}).get("decides") != parts:
         write_manifest(folder, content)
-    with Journal(folder) as journal:
+    with Journal(folder, config.budget) as journal:
         if journal.pending and not config.batch.use:
             raise UserError(f"--out {out}", "has a batch under way, which is paid for", "go on with --batch")
         desk.journal = journal
@@ -104,7 +104,7 @@ def dry_run(
     """
     desk, folder, _ = _open(config, input_uri, out, labels, scale, say)
     check_same(folder, decides(config, absolute(input_uri), desk.labels))
-    desk.journal = Journal.peek(folder)
+    desk.journal = Journal.peek(folder, config.budget)
     desk.estimator = Estimator(config, desk.prompter, desk.journal)
     return plan(desk.open_rows(), config, desk.estimator)
 
@@ -125,7 +125,7 @@ def _open(
         say(f"note: {note}")
     counted = survey(corpus, labels)
     prompter = Prompter(config.ask.wording, scale, config.ask.blind, config.images.detail)
-    journal = Journal(folder)
+    journal = Journal(folder, config.budget)
     return Desk(config, corpus, labels, prompter, journal, Estimator(config, prompter, journal)), folder, counted
 
 

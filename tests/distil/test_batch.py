@@ -187,3 +187,8 @@ def test_names_of_lines_are_within_the_limit(teacher, labelled, tmp_path):
     names = [json.loads(line)["custom_id"] for line in teacher.files["file-0"].splitlines()]
     assert len(set(names)) == 9
     assert max(map(len, names)) <= 64
+
+
+def test_answers_of_a_batch_without_prices_cost_its_share_later(teacher, labelled, tmp_path):
+    assert run(teacher, labelled, tmp_path / "out", *BATCH[:2])["cost"] is None
+    assert run(teacher, labelled, tmp_path / "out", *BATCH)["cost"] == pytest.approx(5 * 1.1 / 2)
