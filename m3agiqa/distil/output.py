@@ -177,8 +177,9 @@ def _taught(desk: Desk, table: pa.Table, counts: dict[str, Counter[str]]) -> dic
             if score is None:
                 values.append((None, None, None, None))
             else:
-                word = desk.labels.bins[aspect].word(score)
                 description, implied, note = _one(desk, task, counts[str(aspect)])
+                # A word alone would be half a conversation, which whoever learns from it has to take for a fault.
+                word = None if description is None else desk.labels.bins[aspect].word(score)
                 values.append((description, word, implied, note))
         names = teacher_columns(aspect)
         found |= {name: [value[i] for value in values] for i, name in enumerate(names)}

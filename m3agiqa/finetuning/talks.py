@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,6 +114,8 @@ class Talks:
     aspects: tuple[Aspect, ...] = ()
     silent: int = 0
     """Rows that hold no conversation."""
+    unanswered: Counter[Aspect] = field(default_factory=Counter)
+    """Rows that have nothing to learn of an aspect, be there conversations of others or not."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +185,11 @@ def _take(row: dict[str, Any], label: str, picture: Picture, plan: _Plan, column
     talks: list[Talk] = []
     for aspect, column in plan.description.items():
         values = (row[column], _value(row, plan.rating[aspect]), _value(row, plan.label[aspect]))
-        # A teacher that was not asked has left nothing; an answer that is empty is a fault. In a CSV, which has no
-        # nulls, it is one only beside a rating or a score.
-        unasked = values[0] is None and (values[1] is None or plan.rating[aspect] is None)
-        if unasked or values in (("", "", None), ("", None, None)):
+        # A teacher that was not asked, or gave no answer of use, has left nothing; an answer that is empty is a fault.
+        # In a CSV, which has no nulls, it is one only beside a rating or a score.
+        nothing = values[0] is None and (values[1] is None or plan.rating[aspect] is None)
+        if nothing or values in (("", "", None), ("", None, None)):
+            found.unanswered[aspect] += 1
             continue
         try:
             description, word, score = _answers(values, columns, picture.prompt, aspect)
