@@ -13,6 +13,7 @@ from m3agiqa.aspects import SCALE_MAX, SCALE_MIN, Aspect
 from m3agiqa.conversation import parse_rating
 from m3agiqa.corpus import Access, Corpus, Shard
 from m3agiqa.corpus.conversations import DESCRIPTION, ERROR, RATING
+from m3agiqa.corpus.numbers import are_numbers
 from m3agiqa.errors import UserError
 from m3agiqa.ratings import Bins, equal_bins
 
@@ -218,6 +219,7 @@ def _answers(
         ValueError: saying what is wrong with it.
     """
     description, rating, label = values
+    label = None if label is None else float(label)  # a decimal does not mix with floats
     if not (description or "").strip():
         raise ValueError("the description is empty")
     if prompt is None and aspect.needs_prompt:
@@ -259,8 +261,7 @@ def _check_types(uri: str, schema: pa.Schema, names: Sequence[str], *, text: boo
     for name in names:
         kind = schema.field(name).type
         texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
-        numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        if not (texts if text else numbers):
+        if not (texts if text else are_numbers(kind)):
             rule = f"column {name} is of type {kind}, not {'text' if text else 'numbers'}"
             raise UserError(f"input {uri}", rule, "name another column")
 

@@ -1,6 +1,7 @@
 """A distillation against a server on this machine: what is asked and written, and going on without paying twice."""
 
 import json
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,8 +10,11 @@ import pytest
 from m3agiqa.aspects import Aspect
 from m3agiqa.cli import main
 from m3agiqa.corpus import open_corpus
+from m3agiqa.distil import distil
 from m3agiqa.distil.output import taught_from
+from m3agiqa.distil_config import DistilConfig
 from m3agiqa.finetuning.talks import Columns, read_talks
+from m3agiqa.settings import load
 from tests.corpora import encode, picture
 from tests.distil.conftest import SCORES
 from tests.distil.distilling import BOTH, ended, run, settings, written
@@ -367,6 +371,17 @@ def test_another_request_is_not_mixed_in(teacher, labelled, tmp_path):
     run(teacher, labelled, tmp_path / "out")
     assert [ask.prompt for ask in teacher.asks[5:]] == ["p2"], "the row whose score has changed, and no other"
     assert written(tmp_path / "out")["i2"]["teacher_quality_rating"] == "excellent"
+
+
+def test_decimal_scores_are_taken_as_they_are_written(teacher, tmp_path):
+    scores = [Decimal(text) for text in ("0.01", "0.09", "0.17", "0.25", "0.33", "0.41")]
+    images = [encode(picture(40, 30, seed=i)) for i in range(6)]
+    table = {"image": images, "prompt": [f"p{i}" for i in range(6)], "mos": pa.array(scores, pa.decimal128(4, 2))}
+    pq.write_table(pa.table(table), tmp_path / "c.parquet")
+    config = load(DistilConfig, None, settings(teacher))
+    # The ends of the scale are on it, and each edge in between begins the next word.
+    distil(config, str(tmp_path / "c.parquet"), str(tmp_path / "out"), {Aspect.QUALITY: "mos"}, (0.01, 0.41))
+    assert [row["teacher_quality_rating"] for row in written(tmp_path / "out").values()] == [*WORDS, WORDS[-1]]
 
 
 @pytest.mark.parametrize(
