@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from m3agiqa.aspects import RATING_WORDS, Aspect, word_between
 
@@ -37,13 +38,15 @@ class Bins:
 
 
 def equal_bins(low: float, high: float) -> Bins:
-    """Five bins of equal width on a scale.
+    """Five bins of equal width on a scale; each edge is the float nearest to it.
 
     Raises:
         ValueError: if the scale does not go up.
     """
-    width = (high - low) / len(RATING_WORDS)
-    return Bins((low + width, low + 2 * width, low + 3 * width, low + 4 * width))
+    # In decimal fractions, as people write scores: of floats the third edge of 1 to 5 would be just above 3.4.
+    lowest, width = Fraction(str(low)), (Fraction(str(high)) - Fraction(str(low))) / len(RATING_WORDS)
+    first, second, third, fourth = (float(lowest + i * width) for i in range(1, len(RATING_WORDS)))
+    return Bins((first, second, third, fourth))
 
 
 NAMED_BINS: dict[str, dict[Aspect, Bins]] = {

@@ -17,6 +17,26 @@ def test_equal_bins_are_those_of_the_0_to_5_scale():
     assert [equal_bins(1, 5).word(s) for s in (1.7, 1.9)] == ["bad", "poor"]
 
 
+EDGES = [
+    ((1, 5), ("1.8", "2.6", "3.4", "4.2")),
+    ((0, 1), ("0.2", "0.4", "0.6", "0.8")),
+    ((1, 100), ("20.8", "40.6", "60.4", "80.2")),
+    ((1, 7), ("2.2", "3.4", "4.6", "5.8")),
+    ((1, 10), ("2.8", "4.6", "6.4", "8.2")),
+    ((-1, 1), ("-0.6", "-0.2", "0.2", "0.6")),
+    ((0.1, 1.1), ("0.3", "0.5", "0.7", "0.9")),
+    ((-1, 1.5), ("-0.5", "0", "0.5", "1")),
+]
+
+
+@pytest.mark.parametrize(("scale", "written"), EDGES)
+def test_a_score_on_an_edge_has_the_higher_word(scale, written):
+    bins = equal_bins(*map(float, scale))
+    edges = [float(text) for text in written]
+    assert [bins.word(edge) for edge in edges] == list(RATING_WORDS[1:])
+    assert [bins.word(math.nextafter(edge, -math.inf)) for edge in edges] == list(RATING_WORDS[:-1])
+
+
 def test_bins_of_data_sets():
     assert NAMED_BINS["agiqa-3k"][Aspect.CORRESPONDENCE].word(3.2) == "good"
     assert NAMED_BINS["aigciqa2023"][Aspect.AUTHENTICITY].word(50) == "fair"

@@ -1,7 +1,8 @@
 """Asks through the Batch API: all open requests in files, answers within a day, at half the price.
 
 A batch has a name of ours, which is in the journal before the batch is made and in its metadata: a command that was
-killed in between finds it again and does not pay for it twice.
+killed in between finds it again and does not pay for it twice. Its lines have names that say what was asked: an
+answer to what has changed since is to no task, and is left over.
 """
 
 import asyncio
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from m3agiqa.distil.desk import Desk
-from m3agiqa.distil.journal import Journal
-from m3agiqa.distil.judge import declined, judge
-from m3agiqa.distil.limits import Budget, Stop, backoff, cost_of
+from m3agiqa.distil.journal import Entry, Usage, Verdict, cost_of
+from m3agiqa.distil.judge import declined, judge, left_over
+from m3agiqa.distil.limits import Budget, Stop, backoff
 from m3agiqa.distil.tasks import Row, Task, tables, tasks_in
-from m3agiqa.distil.teacher import Declined, Failed, FormatRefused, Retry, Teacher
+from m3agiqa.distil.teacher import Declined, Failed, FormatRefused, Reply, Retry, Teacher
 from m3agiqa.errors import UserError
 
 _ENDPOINT = "/v1/chat/completions"
@@ -40,11 +41,6 @@ async def ask_in_batches(desk: Desk, teacher: Teacher, stop: Stop, folder: Path,
     await _Batches(desk, teacher, stop, folder, say).run()
 
 
-def pending(journal: Journal) -> list[str]:
-    """Names of the batches whose answers are paid for and not taken yet."""
-    return [name for name, facts in journal.batches.items() if facts.get("state") in ("made", "submitted")]
-
-
 class _Batches:
     def __init__(self, desk: Desk, teacher: Teacher, stop: Stop, folder: Path, say: Callable[[str], None]) -> None:
         self._desk, self._teacher, self._stop, self._folder, self._say = desk, teacher, stop, folder, say
@@ -57,7 +53,7 @@ class _Batches:
         while True:
             self._desk.failures.clear()
             self._progress = False
-            under_way = pending(self._desk.journal)
+            under_way = self._desk.journal.pending
             for name in under_way:
                 await self._collect(name)
             if under_way and not self._progress:
@@ -68,15 +64,19 @@ class _Batches:
     def _learn_tasks(self) -> None:
         for table in tables(self._desk.corpus):
             for tasks in tasks_in(table, self._desk.labels):
-                self._tasks |= {_custom_id(task): task for task in tasks}
+                self._tasks |= {self._line(task): task for task in tasks}
+
+    def _line(self, task: Task) -> str:
+        """What a task's line is called in a batch."""
+        return _custom_id(task.id, task.aspect, self._desk.prompter.digest(task))
 
     async def _submit(self) -> int:
         """Makes batches of all that is open and within the budget. Returns how many requests that is."""
         config = self._desk.config
         budget, items, sent = Budget(config.budget, self._desk.journal), self._desk.open_rows(), 0
         self._folder.mkdir(exist_ok=True)
-        for left_over in self._folder.glob("*.jsonl"):
-            left_over.unlink()
+        for old in self._folder.glob("*.jsonl"):
+            old.unlink()
         ended: UserError | None = None
         while ended is None:
             name = uuid.uuid4().hex
@@ -114,7 +114,7 @@ class _Batches:
                         return requests, error, False
                     budget.set_aside(most)
                     body = self._teacher.body(self._desk.prompter.messages(task, url, refused))
-                    line = {"custom_id": _custom_id(task), "method": "POST", "url": _ENDPOINT, "body": body}
+                    line = {"custom_id": self._line(task), "method": "POST", "url": _ENDPOINT, "body": body}
                     file.write(json.dumps(line).encode() + b"\n")
                     requests += 1
         return requests, None, True
@@ -160,13 +160,15 @@ class _Batches:
                 return journal.add_batch(name, state="never made")
             journal.add_batch(name, state="submitted", id=batch.id)
         batch = await self._wait(journal.batches[name]["id"])
-        taken = {entry.key for entries in journal.answers.values() for entry in entries if entry.batch == name}
+        taken = {_line_of(entry) for entry in self._of(name)}
         ended: UserError | None = None
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id is not None:
                 content = await self._patiently(partial(slow.files.content, file_id), _TRANSFER_S)
                 ended = self._take(name, content.content, taken) or ended
         journal.add_batch(name, state=batch.status)
+        if unused := sum(entry.verdict == Verdict.LEFT_OVER for entry in self._of(name)):
+            self._say(f"note: batch {batch.id}: {unused} answers are left over: what they are to has changed since")
         if batch.status == "failed":
             errors = (batch.errors.data if batch.errors else None) or []
             reason = self._teacher.clean(errors[0].message or "") if errors else "no reason given"
@@ -188,26 +190,24 @@ class _Batches:
                 return batch
             await self._stop.pause(self._desk.config.batch.poll_s)
 
-    def _take(self, name: str, data: bytes, taken: set[tuple[str, str]]) -> UserError | None:
-        """Takes the lines of a batch's output or error file. Returns what would end any further request."""
+    def _of(self, name: str) -> list[Entry]:
+        """The answers of a batch that the journal has."""
+        return [entry for entries in self._desk.journal.answers.values() for entry in entries if entry.batch == name]
+
+    def _take(self, name: str, data: bytes, taken: set[str]) -> UserError | None:
+        """Takes the lines of a batch's output or error file. Returns what would end any further request.
+
+        Args:
+            taken: lines that the journal has already.
+        """
         ended: UserError | None = None
         refused_format = False
-        for line in data.splitlines():
-            result = json.loads(line)
-            task = self._tasks.get(result.get("custom_id"))
-            if task is None or task.key in taken:
-                continue
-            response = result.get("response") or {}
+        for text in data.splitlines():
+            result = json.loads(text)
+            line = str(result.get("custom_id"))
             try:
-                if response.get("status_code") != 200:
-                    status = response.get("status_code") or 500
-                    raise self._teacher.refusal(status, response.get("body") or result.get("error") or {})
-                reply = self._teacher.read(response["body"])
-                guess = self._desk.estimator.most(task, (1024, 1024))
-                self._desk.journal.add(judge(task, reply, self._desk.prompter, self._desk.config.budget, guess, name))
-                self._progress = True
-            except Declined as error:
-                self._desk.journal.add(declined(task, str(error), self._desk.prompter, name))
+                if line not in taken:
+                    self._desk.journal.add(self._entry(line, result, name))
                 self._progress = True
             except UserError as error:
                 ended = error
@@ -220,6 +220,28 @@ class _Batches:
         if refused_format and self._teacher.step_down(self._teacher.body([])):
             self._progress = True
         return ended
+
+    def _entry(self, line: str, result: dict[str, Any], batch: str) -> Entry:
+        """What is kept of a line of that name.
+
+        Raises:
+            UserError, FormatRefused, Retry, Failed: if it holds no answer.
+        """
+        desk, task = self._desk, self._tasks.get(line)
+        response = result.get("response") or {}
+        try:
+            if response.get("status_code") != 200:
+                status = response.get("status_code") or 500
+                raise self._teacher.refusal(status, response.get("body") or result.get("error") or {})
+            reply = self._teacher.read(response["body"])
+        except Declined as error:
+            if task is not None:
+                return declined(task, str(error), desk.prompter, batch)
+            reply = Reply("", str(error), None, Usage())
+        if task is None:
+            return left_over(line, reply, desk.config.budget, batch)
+        guess = desk.estimator.most(task, (1024, 1024))
+        return judge(task, reply, desk.prompter, desk.config.budget, guess, batch)
 
     async def _patiently(self, call: Callable[[], Awaitable[Any]], timeout_s: float | None = None) -> Any:
         """What a call of the API returns, tried again while the server is busy or silent.
@@ -241,6 +263,11 @@ class _Batches:
         raise UserError(self._teacher.name, f"{reason}, {limits.retries + 1} times", "try later")
 
 
-def _custom_id(task: Task) -> str:
-    """Identifies a task in a batch: at most 64 characters, whatever the ids are."""
-    return f"{hashlib.sha256(task.id.encode()).hexdigest()[:40]}-{task.aspect}"
+def _custom_id(name: str, aspect: str, asked: str) -> str:
+    """Identifies a request in a batch, what it asks included: at most 64 characters, whatever the ids are."""
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:32]}-{aspect}-{asked}"
+
+
+def _line_of(entry: Entry) -> str:
+    """The line of a batch that an answer came in."""
+    return entry.id if entry.verdict == Verdict.LEFT_OVER else _custom_id(entry.id, entry.aspect, entry.asked)

@@ -4,8 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from m3agiqa.distil.journal import Journal, Usage
-from m3agiqa.distil.limits import cost_of
+from m3agiqa.distil.journal import Journal, Usage, cost_of
 from m3agiqa.distil.prompts import TEACHER_WORDINGS, Prompter
 from m3agiqa.distil.tasks import Row, Task, data_url
 from m3agiqa.distil_config import DistilConfig

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from m3agiqa.distil_config import BudgetConfig
 from m3agiqa.errors import UserError
 
 JOURNAL = "journal.jsonl"
@@ -29,6 +30,8 @@ class Verdict(StrEnum):
     """It is not of the form that was asked for."""
     REFUSED = "refused"
     """The teacher, or a filter before it, will not answer: asking again would give the same."""
+    LEFT_OVER = "left_over"
+    """It came in a batch and is to what is not asked any more: a score or a prompt has changed, or the row is gone."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class Usage:
         return Usage(self.input + other.input, self.output + other.output, self.cached + other.cached)
 
 
+def cost_of(usage: Usage, config: BudgetConfig, *, batch: bool = False) -> float | None:
+    """What tokens cost, or None where the prices are not known."""
+    if config.input_price is None or config.output_price is None:
+        return None
+    cached_price = config.input_price if config.cached_price is None else config.cached_price
+    fresh = usage.input - usage.cached
+    cost = fresh * config.input_price + usage.cached * cached_price + usage.output * config.output_price
+    return cost / 1e6 * (config.batch_share if batch else 1.0)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One answer.
@@ -50,8 +63,10 @@ class Entry:
     Attributes:
         id, aspect: the task. asked: digest of the request (`Prompter.digest`).
         content: the answer as it came. description, rating: what it says, where it could be read.
-        reason: why the verdict is not `ok`. usage: tokens that were paid. cost: null where prices are not known.
+        reason: why the verdict is not `ok`. usage: tokens that were paid. cost: null where prices were not known.
         batch: name of the batch that it came in.
+
+    One that is left over is to no task: its id is that of its line in the batch; aspect and `asked` are empty.
     """
 
     id: str
@@ -75,13 +90,18 @@ class Entry:
 class Journal:
     """An open journal. A context manager, which keeps other processes off the output.
 
+    Args:
+        prices: of answers that came when none were known.
+
     Attributes:
         answers: by task, in the order in which they came.
         batches: by name, what is known of each batch; see `batch.py`.
+        requests, usage, cost: of all answers; without prices the cost is 0.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prices: BudgetConfig | None = None) -> None:
         self.path = folder / JOURNAL
+        self._prices = prices or BudgetConfig.model_construct()
         self.answers: dict[tuple[str, str], list[Entry]] = defaultdict(list)
         self.batches: dict[str, dict[str, Any]] = {}
         self.requests = 0
@@ -107,9 +127,9 @@ class Journal:
         return self
 
     @classmethod
-    def peek(cls, folder: Path) -> "Journal":
+    def peek(cls, folder: Path, prices: BudgetConfig | None = None) -> "Journal":
         """What the journal of a folder holds, if there is one; nothing is written or locked."""
-        journal = cls(folder)
+        journal = cls(folder, prices)
         if journal.path.exists():
             with journal.path.open("rb") as file:
                 journal._take_lines(file)
@@ -117,6 +137,11 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._file.close()
+
+    @property
+    def pending(self) -> list[str]:
+        """Names of the batches whose answers are paid for and not taken yet."""
+        return [name for name, facts in self.batches.items() if facts.get("state") in ("made", "submitted")]
 
     def add(self, entry: Entry) -> None:
         """Takes an answer; when this returns, it is on the disk."""
@@ -171,4 +196,7 @@ class Journal:
         self.answers[entry.key].append(entry)
         self.requests += 1
         self.usage += entry.usage
-        self.cost += entry.cost or 0.0
+        cost = entry.cost
+        if cost is None:
+            cost = cost_of(entry.usage, self._prices, batch=entry.batch is not None)
+        self.cost += cost or 0.0

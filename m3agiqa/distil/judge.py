@@ -2,9 +2,8 @@
 
 import re
 
-from m3agiqa.distil.journal import Entry, Usage, Verdict
+from m3agiqa.distil.journal import Entry, Usage, Verdict, cost_of
 from m3agiqa.distil.leaks import find_leak
-from m3agiqa.distil.limits import cost_of
 from m3agiqa.distil.prompts import Prompter, read_answer
 from m3agiqa.distil.tasks import Task
 from m3agiqa.distil.teacher import Reply
@@ -45,6 +44,17 @@ def judge(
 def declined(task: Task, reason: str, prompter: Prompter, batch: str | None = None) -> Entry:
     """What is kept of a request that the server's policy forbids: it is not asked again."""
     return Entry(task.id, str(task.aspect), prompter.digest(task), Verdict.REFUSED, "", reason=reason, batch=batch)
+
+
+def left_over(line: str, reply: Reply, prices: BudgetConfig, batch: str) -> Entry:
+    """What is kept of an answer to what is not asked any more: it is paid for, and of no use.
+
+    Args:
+        line: what it is called in the batch of that name.
+    """
+    usage, content = reply.usage or Usage(), reply.content or reply.refusal or ""
+    cost = cost_of(usage, prices, batch=True)
+    return Entry(line, "", "", Verdict.LEFT_OVER, content, usage=usage, cost=cost, batch=batch)
 
 
 def _verdict(task: Task, reply: Reply) -> tuple[Verdict, str | None, str | None, str | None]:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from m3agiqa.distil.journal import Journal, Usage
+from m3agiqa.distil.journal import Journal
 from m3agiqa.distil_config import BudgetConfig, LimitsConfig
 from m3agiqa.errors import UserError
 
@@ -107,16 +107,6 @@ class Pace:
                 over -= ticket.tokens
                 wait = max(wait, ticket.at + _MINUTE - now)
         return wait
-
-
-def cost_of(usage: Usage, config: BudgetConfig, *, batch: bool = False) -> float | None:
-    """What tokens cost, or None where the prices are not known."""
-    if config.input_price is None or config.output_price is None:
-        return None
-    cached_price = config.input_price if config.cached_price is None else config.cached_price
-    fresh = usage.input - usage.cached
-    cost = fresh * config.input_price + usage.cached * cached_price + usage.output * config.output_price
-    return cost / 1e6 * (config.batch_share if batch else 1.0)
 
 
 class Budget:

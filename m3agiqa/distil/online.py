@@ -3,9 +3,9 @@
 import asyncio
 
 from m3agiqa.distil.desk import Desk
-from m3agiqa.distil.journal import Entry
+from m3agiqa.distil.journal import Entry, cost_of
 from m3agiqa.distil.judge import declined, judge
-from m3agiqa.distil.limits import Budget, Pace, Stop, Stopped, backoff, cost_of
+from m3agiqa.distil.limits import Budget, Pace, Stop, Stopped, backoff
 from m3agiqa.distil.tasks import Row, Task
 from m3agiqa.distil.teacher import Declined, Failed, Retry, Teacher
 from m3agiqa.errors import UserError

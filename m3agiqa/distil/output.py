@@ -95,12 +95,19 @@ def check_same(folder: Path, parts: dict[str, Any]) -> None:
         UserError: names what differs from what began the folder.
     """
     earlier = read_manifest(folder)
-    if earlier is None or earlier.get("decides") == parts or not Journal.peek(folder).requests:
+    if earlier is None or earlier.get("decides") == parts:
+        return
+    journal = Journal.peek(folder)
+    # The answers of a batch under way are paid for, and this request could not use them.
+    if not journal.requests and not journal.pending:
         return
     from m3agiqa.runs import differences  # loads what only a refusal needs
 
     changed = ", ".join(differences(earlier.get("decides", {}), parts)) or "the version"
-    cure = "give the command that began it, or another --out"
+    began = "the command that began it"
+    if journal.pending:
+        began += " with --batch, to take the answers of its batch under way"
+    cure = f"give {began}, or another --out"
     raise UserError(f"--out {folder}", f"holds a distillation that differs ({changed})", cure)
 
 
@@ -170,8 +177,9 @@ def _taught(desk: Desk, table: pa.Table, counts: dict[str, Counter[str]]) -> dic
             if score is None:
                 values.append((None, None, None, None))
             else:
-                word = desk.labels.bins[aspect].word(score)
                 description, implied, note = _one(desk, task, counts[str(aspect)])
+                # A word alone would be half a conversation, which whoever learns from it has to take for a fault.
+                word = None if description is None else desk.labels.bins[aspect].word(score)
                 values.append((description, word, implied, note))
         names = teacher_columns(aspect)
         found |= {name: [value[i] for value in values] for i, name in enumerate(names)}

@@ -14,10 +14,10 @@ from typing import Any
 from m3agiqa import __version__
 from m3agiqa.aspects import Aspect
 from m3agiqa.corpus.files import absolute
-from m3agiqa.distil.batch import ask_in_batches, pending
+from m3agiqa.distil.batch import ask_in_batches
 from m3agiqa.distil.desk import Desk
 from m3agiqa.distil.estimate import Estimator, Plan, plan
-from m3agiqa.distil.journal import Journal
+from m3agiqa.distil.journal import Journal, Verdict
 from m3agiqa.distil.limits import Stop, Stopped
 from m3agiqa.distil.online import ask_online
 from m3agiqa.distil.output import (
@@ -72,8 +72,8 @@ def distil(
     content = {"m3agiqa": __version__, "decides": parts, "config": config.model_dump(mode="json"), "begun": _now()}
     if (read_manifest(folder) or {}).get("decides") != parts:
         write_manifest(folder, content)
-    with Journal(folder) as journal:
-        if pending(journal) and not config.batch.use:
+    with Journal(folder, config.budget) as journal:
+        if journal.pending and not config.batch.use:
             raise UserError(f"--out {out}", "has a batch under way, which is paid for", "go on with --batch")
         desk.journal = journal
         desk.estimator = Estimator(config, desk.prompter, journal)
@@ -104,7 +104,7 @@ def dry_run(
     """
     desk, folder, _ = _open(config, input_uri, out, labels, scale, say)
     check_same(folder, decides(config, absolute(input_uri), desk.labels))
-    desk.journal = Journal.peek(folder)
+    desk.journal = Journal.peek(folder, config.budget)
     desk.estimator = Estimator(config, desk.prompter, desk.journal)
     return plan(desk.open_rows(), config, desk.estimator)
 
@@ -125,7 +125,7 @@ def _open(
         say(f"note: {note}")
     counted = survey(corpus, labels)
     prompter = Prompter(config.ask.wording, scale, config.ask.blind, config.images.detail)
-    journal = Journal(folder)
+    journal = Journal(folder, config.budget)
     return Desk(config, corpus, labels, prompter, journal, Estimator(config, prompter, journal)), folder, counted
 
 
@@ -201,7 +201,8 @@ def summary(done: Mapping[str, Any], out: str) -> list[str]:
         parts += [f"{one[key]} {said}" for key, said in words.items() if one.get(key)]
         lines.append(f"{aspect}: {', '.join(parts)}")
     tokens, answers = done["tokens"], done["answers"]
-    unusable = [f"{answers[verdict]} {verdict}" for verdict in ("leak", "invalid", "refused") if answers.get(verdict)]
+    useless = [verdict for verdict in Verdict if verdict is not Verdict.OK and answers.get(verdict)]
+    unusable = [f"{answers[verdict]} {verdict.replace('_', ' ')}" for verdict in useless]
     cost = "" if done["cost"] is None else f", cost {done['cost']:.4f}"
     paid = f"{answers['paid']} answers" + (f" ({', '.join(unusable)})" if unusable else "")
     lines.append(f"{paid}, {tokens['input']:,} tokens in, {tokens['output']:,} out{cost}")

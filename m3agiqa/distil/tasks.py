@@ -13,6 +13,7 @@ from PIL import Image
 from m3agiqa.aspects import RATING_WORDS, Aspect
 from m3agiqa.config import AccessConfig, CorpusConfig
 from m3agiqa.corpus import IMAGE_COLUMNS, Access, Corpus, open_corpus
+from m3agiqa.corpus.numbers import are_numbers, floats
 from m3agiqa.distil.journal import Entry, Verdict
 from m3agiqa.distil_config import RatingsConfig, SamplingConfig, TeacherImages
 from m3agiqa.errors import UserError
@@ -94,7 +95,7 @@ def open_labelled(uri: str, config: CorpusConfig, access: AccessConfig, labels: 
             listed = ", ".join(name for name in corpus.schema.names if not name.startswith("_"))
             raise UserError(said, f"{uri} has no column {column}", f"its columns are {listed}")
         kind = corpus.schema.field(column).type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        if not are_numbers(kind):
             raise UserError(said, f"the column holds {kind}, not numbers", "name a column of scores")
     return corpus
 
@@ -120,7 +121,7 @@ def scores_in(table: pa.Table, labels: Labels) -> dict[Aspect, list[float | None
     found: dict[Aspect, list[float | None]] = {}
     for aspect, column in labels.columns.items():
         said = f"--label {aspect}={column}"
-        values = table[column].cast(pa.float64()).to_pylist()
+        values = floats(table[column]).to_pylist()
         for value in values:
             if value is not None and not math.isfinite(value):
                 raise UserError(said, f"holds {value}", "leave it empty (null) where nobody rated")

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from m3agiqa.corpus import open_corpus
 from m3agiqa.corpus.files import kind_of
+from m3agiqa.corpus.numbers import are_numbers, floats
 from m3agiqa.errors import UserError
 from m3agiqa.evaluation.draws import Ints
 from m3agiqa.evaluation.metrics import Floats
@@ -61,9 +62,9 @@ class Table:
         column = self.rows[name]
         if pa.types.is_null(column.type):
             column = column.cast(pa.float64())
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        if not are_numbers(column.type):
             raise UserError(flag, f"the column {name} holds {column.type}, not numbers", "name a column of numbers")
-        values = np.array(pc.fill_null(column.cast(pa.float64()), np.nan).combine_chunks(), np.float64)
+        values = np.array(pc.fill_null(floats(column), np.nan).combine_chunks(), np.float64)
         known = np.array(pc.is_valid(column).combine_chunks())
         if bad := int((known & ~np.isfinite(values)).sum()):
             raise UserError(flag, f"{bad} values of {name} are NaN or infinite", "leave them empty (null)")

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from m3agiqa.aspects import SCALE_MAX, SCALE_MIN, Aspect
 from m3agiqa.conversation import parse_rating
 from m3agiqa.corpus import Access, Corpus, Shard
 from m3agiqa.corpus.conversations import DESCRIPTION, ERROR, RATING
+from m3agiqa.corpus.numbers import are_numbers
 from m3agiqa.errors import UserError
 from m3agiqa.ratings import Bins, equal_bins
 
@@ -113,6 +115,8 @@ class Talks:
     aspects: tuple[Aspect, ...] = ()
     silent: int = 0
     """Rows that hold no conversation."""
+    unanswered: Counter[Aspect] = field(default_factory=Counter)
+    """Rows that have nothing to learn of an aspect, be there conversations of others or not."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +186,11 @@ def _take(row: dict[str, Any], label: str, picture: Picture, plan: _Plan, column
     talks: list[Talk] = []
     for aspect, column in plan.description.items():
         values = (row[column], _value(row, plan.rating[aspect]), _value(row, plan.label[aspect]))
-        # A teacher that was not asked has left nothing; an answer that is empty is a fault. In a CSV, which has no
-        # nulls, it is one only beside a rating or a score.
-        unasked = values[0] is None and (values[1] is None or plan.rating[aspect] is None)
-        if unasked or values in (("", "", None), ("", None, None)):
+        # A teacher that was not asked, or gave no answer of use, has left nothing; an answer that is empty is a fault.
+        # In a CSV, which has no nulls, it is one only beside a rating or a score.
+        nothing = values[0] is None and (values[1] is None or plan.rating[aspect] is None)
+        if nothing or values in (("", "", None), ("", None, None)):
+            found.unanswered[aspect] += 1
             continue
         try:
             description, word, score = _answers(values, columns, picture.prompt, aspect)
@@ -214,6 +219,7 @@ def _answers(
         ValueError: saying what is wrong with it.
     """
     description, rating, label = values
+    label = None if label is None else float(label)  # a decimal does not mix with floats
     if not (description or "").strip():
         raise ValueError("the description is empty")
     if prompt is None and aspect.needs_prompt:
@@ -255,8 +261,7 @@ def _check_types(uri: str, schema: pa.Schema, names: Sequence[str], *, text: boo
     for name in names:
         kind = schema.field(name).type
         texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
-        numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        if not (texts if text else numbers):
+        if not (texts if text else are_numbers(kind)):
             rule = f"column {name} is of type {kind}, not {'text' if text else 'numbers'}"
             raise UserError(f"input {uri}", rule, "name another column")
 

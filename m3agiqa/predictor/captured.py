@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from m3agiqa.corpus.files import absolute, join, locate
+from m3agiqa.corpus.numbers import are_numbers, floats
 from m3agiqa.errors import UserError
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -327,9 +328,9 @@ def _check_ids(ids: Sequence[str]) -> None:
 
 def _numbers(column: pa.ChunkedArray, said: str) -> Floats:
     kind = column.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+    if not are_numbers(kind):
         raise UserError(said, f"the column holds {kind}, not numbers", "capture it from a corpus with numeric labels")
-    numbers = pc.fill_null(column.cast(pa.float64()), 0.0)
+    numbers = pc.fill_null(floats(column), 0.0)
     return np.array(numbers.combine_chunks(), dtype=np.float64)
 
 

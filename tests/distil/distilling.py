@@ -1,5 +1,6 @@
 """Runs a distillation in this process as the command would, and reads what it wrote."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,17 @@ def settings(server: TeacherServer | str, *overrides: str) -> list[str]:
 
 
 def run(
-    server: TeacherServer | str, corpus: Path, out: Path, *overrides: str, labels: dict[Aspect, str] = QUALITY
+    server: TeacherServer | str,
+    corpus: Path,
+    out: Path,
+    *overrides: str,
+    labels: dict[Aspect, str] = QUALITY,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Distils; the key must be in nothing that is written."""
     config = load(DistilConfig, None, settings(server, *overrides))
     try:
-        return distil(config, str(corpus), str(out), labels, (0.0, 5.0), say=lambda line: None)
+        return distil(config, str(corpus), str(out), labels, (0.0, 5.0), say=say)
     finally:
         assert_no_key(out)
 

@@ -1,10 +1,14 @@
 """The Batch API: all at once, half the price, found again whatever was killed in between."""
 
 import json
+import re
 
 import pytest
 
+from m3agiqa.aspects import RATING_WORDS, Aspect
 from m3agiqa.distil.journal import JOURNAL, Journal
+from m3agiqa.distil.run import summary
+from m3agiqa.errors import UserError
 from tests.distil.distilling import BOTH, ended, run, written
 from tests.distil.teacher_server import completion, described, error, good
 
@@ -103,3 +107,88 @@ def test_an_answer_that_is_lost_on_its_way_makes_no_second_batch(teacher, labell
     teacher.lose_the_answer_of = "POST /v1/batches"
     assert run(teacher, labelled, tmp_path / "out", *BATCH)["answers"]["paid"] == 5
     assert len(teacher.batches) == 1
+
+
+def cut_journal(out, *states):
+    """Leaves of the journal what is known of batches in these states, as if the command had been killed then."""
+    journal = out / JOURNAL
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    kept = [line for line in lines if line.get("batch", {}).get("state") in states]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def judged(ask):
+    """A description that says which word it was told."""
+    word = re.search(r"which is (\w+)\.", ask.text)[1]
+    return described(f"A {word}-looking smear lies across {ask.prompt}.", word)
+
+
+def test_another_request_does_not_get_the_answers_of_a_batch_under_way(teacher, labelled, tmp_path):
+    teacher.behave, out = judged, tmp_path / "out"
+    run(teacher, labelled, out, *BATCH)
+    cut_journal(out, "made", "submitted")
+    with pytest.raises(UserError) as caught:
+        run(teacher, labelled, out, *BATCH, labels={Aspect.QUALITY: "mos_align"})
+    assert str(caught.value).endswith(
+        "holds a distillation that differs (labels.quality); "
+        "give the command that began it with --batch, to take the answers of its batch under way, or another --out"
+    )
+    run(teacher, labelled, out, *BATCH)
+    assert len(teacher.batches) == 1
+    assert [row["teacher_quality_implied"] for row in written(out).values()] == list(RATING_WORDS)
+    with pytest.raises(UserError, match="give the command that began it, or another --out"):
+        run(teacher, labelled, out, *BATCH, labels={Aspect.QUALITY: "mos_align"})
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_answers_to_scores_that_were_corrected_meanwhile_are_left_over(teacher, labelled, tmp_path, before):
+    """Before: answers of the batch that had been taken when the command was killed, that of the corrected row too."""
+    teacher.behave, out = judged, tmp_path / "out"
+    run(teacher, labelled, out, *BATCH)
+    lines = (out / JOURNAL).read_text().splitlines(keepends=True)
+    (out / JOURNAL).write_text("".join(lines[: 2 + before]))
+    labelled.write_text(labelled.read_text().replace("p1,g,1.0,", "p1,g,4.7,"))
+    said = []
+    done = run(teacher, labelled, out, *BATCH, say=said.append)
+    rows = written(out)
+    assert rows["i1"]["teacher_quality_description"] == "A excellent-looking smear lies across p1."
+    assert [row["teacher_quality_rating"] for row in rows.values()] == ["bad", "excellent", *RATING_WORDS[2:]]
+    assert [batch["request_counts"]["total"] for batch in teacher.batches.values()] == [5, 1]
+    # What is paid for is counted, once.
+    assert done["answers"] == {"paid": 6, "ok": 6} if before else {"paid": 6, "ok": 5, "left_over": 1}
+    assert done["cost"] == pytest.approx(6 * 1.1 / 2)
+    note = "note: batch batch_0: 1 answers are left over: what they are to has changed since"
+    assert (note in said) == (not before)
+    assert ("6 answers (1 left over), " in "\n".join(summary(done, str(out)))) == (not before)
+    assert run(teacher, labelled, out, *BATCH)["answers"]["paid"] == 6
+
+
+def test_a_batch_of_which_nothing_is_asked_any_more_does_not_end_the_run(teacher, labelled, tmp_path):
+    teacher.behave = lambda ask: error(400, "no", code="content_policy_violation") if ask.prompt == "p0" else good(ask)
+    out = tmp_path / "out"
+    run(teacher, labelled, out, *BATCH)
+    cut_journal(out, "made", "submitted")
+    labelled.write_text(labelled.read_text().replace(",p", ",q"))
+    done = run(teacher, labelled, out, *BATCH)
+    assert done["answers"] == {"paid": 10, "ok": 5, "left_over": 5}
+    assert done["cost"] == pytest.approx(9 * 1.1 / 2)
+
+
+def test_a_batch_that_was_taken_whole_before_the_kill_is_not_without_answers(teacher, labelled, tmp_path):
+    run(teacher, labelled, tmp_path / "out", *BATCH)
+    journal = tmp_path / "out" / JOURNAL
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+    assert run(teacher, labelled, tmp_path / "out", *BATCH)["answers"] == {"paid": 5, "ok": 5}
+
+
+def test_names_of_lines_are_within_the_limit(teacher, labelled, tmp_path):
+    labelled.write_text(labelled.read_text().replace("i1,", f"{'long' * 50},"))
+    run(teacher, labelled, tmp_path / "out", *BATCH, labels=BOTH)
+    names = [json.loads(line)["custom_id"] for line in teacher.files["file-0"].splitlines()]
+    assert len(set(names)) == 9
+    assert max(map(len, names)) <= 64
+
+
+def test_answers_of_a_batch_without_prices_cost_its_share_later(teacher, labelled, tmp_path):
+    assert run(teacher, labelled, tmp_path / "out", *BATCH[:2])["cost"] is None
+    assert run(teacher, labelled, tmp_path / "out", *BATCH)["cost"] == pytest.approx(5 * 1.1 / 2)

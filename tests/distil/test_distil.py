@@ -1,13 +1,20 @@
 """A distillation against a server on this machine: what is asked and written, and going on without paying twice."""
 
 import json
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from m3agiqa.aspects import Aspect
 from m3agiqa.cli import main
+from m3agiqa.corpus import open_corpus
+from m3agiqa.distil import distil
 from m3agiqa.distil.output import taught_from
+from m3agiqa.distil_config import DistilConfig
+from m3agiqa.finetuning.talks import Columns, read_talks
+from m3agiqa.settings import load
 from tests.corpora import encode, picture
 from tests.distil.conftest import SCORES
 from tests.distil.distilling import BOTH, ended, run, settings, written
@@ -60,6 +67,23 @@ def test_the_output_becomes_a_published_file(teacher, labelled, tmp_path, capsys
     assert "original prompt is: 'p4'." in items[4]["conversations"][0]["content"]
 
 
+def test_what_is_missing_in_the_output_is_no_fault_to_who_learns_from_it(teacher, labelled, tmp_path):
+    def behave(ask):
+        refused = (ask.prompt, ask.aspect) in {("p1", "quality"), ("p2", "quality"), ("p2", "correspondence")}
+        return completion(None, refusal="No.") if refused else good(ask)
+
+    teacher.behave = behave
+    run(teacher, labelled, tmp_path / "out", labels=BOTH)
+    corpus = open_corpus(str(tmp_path / "out"), lenient=True)
+    talks = read_talks({"out": corpus}, Columns(labels=BOTH))
+    assert not talks.bad
+    learnt = [(talks.pictures[talk.picture].id, str(talk.aspect)) for talk in talks.talks]
+    both = [(f"i{i}", aspect) for i in (3, 4) for aspect in ("quality", "correspondence")]
+    assert learnt == [("i0", "quality"), ("i1", "correspondence"), *both]
+    assert talks.unanswered == {Aspect.QUALITY: 2, Aspect.CORRESPONDENCE: 2}
+    assert talks.silent == 1
+
+
 def test_the_same_command_again_asks_nothing(teacher, labelled, tmp_path):
     first = run(teacher, labelled, tmp_path / "out")
     before = written(tmp_path / "out")
@@ -81,7 +105,7 @@ def test_an_image_without_a_prompt_is_asked_about_quality_alone(teacher, labelle
     done = run(teacher, labelled, tmp_path / "out", labels=BOTH)
     assert done["counts"]["correspondence"] == {"described": 3, "no_prompt": 1}
     row = written(tmp_path / "out")["i3"]
-    assert row["teacher_correspondence_rating"] == "poor"
+    assert row["teacher_correspondence_rating"] is None
     assert row["teacher_correspondence_description"] is None
     assert "no prompt" in row["teacher_correspondence_note"]
     assert "The prompt of this" not in teacher.asked("", "quality")[0].text
@@ -169,7 +193,7 @@ def test_a_teacher_that_cannot_be_stopped_from_leaking_is_given_up(teacher, labe
     assert done["counts"]["quality"] == {"described": 4, "given_up": 1}
     row = written(tmp_path / "out")["i3"]
     assert row["teacher_quality_description"] is None
-    assert row["teacher_quality_rating"] == "good"
+    assert row["teacher_quality_rating"] is None
     assert row["teacher_quality_note"].startswith("leak: gives a verdict")
     run(teacher, labelled, tmp_path / "out", "sampling.again=1")
     assert len(teacher.asked("p3")) == 2
@@ -305,6 +329,17 @@ def test_budgets_end_a_run_before_they_are_passed(teacher, labelled, tmp_path):
     assert done["tokens"] == {"input": 5000, "output": 500, "cached": 0}
 
 
+def test_answers_of_a_time_without_prices_cost_what_they_would_today(teacher, labelled, tmp_path):
+    prices = ("budget.input_price=1000", "budget.output_price=1000", "budget.image_tokens=700")
+    ended(teacher, labelled, tmp_path / "out", "budget.max_requests=2")
+    ended(teacher, labelled, tmp_path / "out", "budget.max_requests=3", *prices)
+    dear = [price.replace("1000", "2000") for price in prices]
+    # Two answers of 2.2 and, from when they cost half, one of 1.1: another one would not stay below 6.
+    assert "is reached (5.5000 spent)" in ended(teacher, labelled, tmp_path / "out", "budget.max_cost=6", *dear)
+    assert len(teacher.asks) == 3
+    assert run(teacher, labelled, tmp_path / "out", *prices)["cost"] == pytest.approx(5.5)
+
+
 def test_a_dry_run_asks_and_writes_nothing(teacher, labelled, tmp_path, capsys):
     args = ["distil", "--input", str(labelled), "--out", str(tmp_path / "out"), "--label", "quality=mos_quality"]
     prices = ["budget.input_price=2", "budget.output_price=10", "budget.image_tokens=1000"]
@@ -336,6 +371,17 @@ def test_another_request_is_not_mixed_in(teacher, labelled, tmp_path):
     run(teacher, labelled, tmp_path / "out")
     assert [ask.prompt for ask in teacher.asks[5:]] == ["p2"], "the row whose score has changed, and no other"
     assert written(tmp_path / "out")["i2"]["teacher_quality_rating"] == "excellent"
+
+
+def test_decimal_scores_are_taken_as_they_are_written(teacher, tmp_path):
+    scores = [Decimal(text) for text in ("0.01", "0.09", "0.17", "0.25", "0.33", "0.41")]
+    images = [encode(picture(40, 30, seed=i)) for i in range(6)]
+    table = {"image": images, "prompt": [f"p{i}" for i in range(6)], "mos": pa.array(scores, pa.decimal128(4, 2))}
+    pq.write_table(pa.table(table), tmp_path / "c.parquet")
+    config = load(DistilConfig, None, settings(teacher))
+    # The ends of the scale are on it, and each edge in between begins the next word.
+    distil(config, str(tmp_path / "c.parquet"), str(tmp_path / "out"), {Aspect.QUALITY: "mos"}, (0.01, 0.41))
+    assert [row["teacher_quality_rating"] for row in written(tmp_path / "out").values()] == [*WORDS, WORDS[-1]]
 
 
 @pytest.mark.parametrize(

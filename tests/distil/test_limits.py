@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from m3agiqa.distil.journal import Usage
-from m3agiqa.distil.limits import Pace, Stop, Stopped, backoff, cost_of
+from m3agiqa.distil.journal import Usage, cost_of
+from m3agiqa.distil.limits import Pace, Stop, Stopped, backoff
 from m3agiqa.distil.teacher import retry_after
 from m3agiqa.distil_config import DistilConfig
 from m3agiqa.settings import load
