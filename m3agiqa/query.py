@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from m3agiqa.corpus.rows import shorten
+from m3agiqa.curation.rows import rows_of
 from m3agiqa.errors import UserError
 from m3agiqa.runs import Output
 
@@ -30,11 +31,12 @@ def connect(output: Output) -> duckdb.DuckDBPyConnection:
     Nothing else can be reached from it: neither other files nor the network, and no setting can be changed.
 
     Raises:
-        UserError: the folder holds no scores.
+        UserError: the folder holds no scores, or what cannot be read.
     """
+    data = rows_of(output)
     connection = duckdb.connect()
     # Through Arrow, any file system that a run writes to is read alike, and only the columns that a query names.
-    connection.register("scores", output.dataset())
+    connection.register("scores", data)
     path = f"{output.path}/{REMOVED}"
     if output.filesystem.get_file_info(path).type == pa.fs.FileType.File:
         connection.register("removed", pa.dataset.dataset(path, filesystem=output.filesystem, format="parquet"))
