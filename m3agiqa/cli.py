@@ -64,9 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.verbose:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        print(f"m3agiqa: {type(error).__name__}: {reason} (-v shows where)", file=sys.stderr)
+        print(f"m3agiqa: {type(error).__name__}: {_gist(str(error))} (-v shows where)", file=sys.stderr)
         return 1
+
+
+def _gist(message: str) -> str:
+    """The line of a message that says what happened: its first one, or the last of a traceback, as Ray's errors are."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no more is known"]
+    return lines[-1] if any(line.startswith('File "') for line in lines) else lines[0]
 
 
 def parser() -> argparse.ArgumentParser:

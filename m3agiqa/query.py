@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, TextIO
 
 import duckdb
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from m3agiqa.corpus.rows import shorten
+from m3agiqa.curation.rows import rows_of
 from m3agiqa.errors import UserError
 from m3agiqa.runs import Output
 
@@ -30,11 +32,12 @@ def connect(output: Output) -> duckdb.DuckDBPyConnection:
     Nothing else can be reached from it: neither other files nor the network, and no setting can be changed.
 
     Raises:
-        UserError: the folder holds no scores.
+        UserError: the folder holds no scores, or what cannot be read.
     """
+    data = rows_of(output)
     connection = duckdb.connect()
     # Through Arrow, any file system that a run writes to is read alike, and only the columns that a query names.
-    connection.register("scores", output.dataset())
+    connection.register("scores", data)
     path = f"{output.path}/{REMOVED}"
     if output.filesystem.get_file_info(path).type == pa.fs.FileType.File:
         connection.register("removed", pa.dataset.dataset(path, filesystem=output.filesystem, format="parquet"))
@@ -111,12 +114,18 @@ def write_csv(result: duckdb.DuckDBPyConnection, sql: str, stream: TextIO) -> No
 
 
 def write_json(result: duckdb.DuckDBPyConnection, sql: str, stream: TextIO) -> None:
-    """Writes a result as one JSON array of objects, one on a line. What JSON has no number for is null."""
+    """Writes a result as one JSON array of objects, one on a line. What JSON has no number for is null.
+
+    Raises:
+        UserError: two columns have one name, and an object holds only one of it.
+    """
     names, comma = names_of(result), "["
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(shorten(sql, 80), f"two columns are named {twice[0]!r}", "name them apart with AS, or use csv")
     for rows in batches(result, sql):
         for row in rows:
             values = {name: plain(value) for name, value in zip(names, row, strict=True)}
-            stream.write(f"{comma}\n{json.dumps(values, ensure_ascii=False, default=str)}")
+            stream.write(f"{comma}\n{json.dumps(values, ensure_ascii=False, default=_other)}")
             comma = ","
     stream.write("[]\n" if comma == "[" else "\n]\n")
 
@@ -141,5 +150,12 @@ def plain(value: Any) -> Any:
 
 def _field(value: Any) -> Any:
     if isinstance(value, list | tuple | dict):
-        return json.dumps(plain(value), ensure_ascii=False, default=str)
+        return json.dumps(plain(value), ensure_ascii=False, default=_other)
     return plain(value)
+
+
+def _other(value: Any) -> Any:
+    """What JSON has no type for: decimals are its numbers all the same, and times and the like are texts."""
+    if not isinstance(value, Decimal):
+        return str(value)
+    return int(value) if value == value.to_integral_value() else float(value)

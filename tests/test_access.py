@@ -4,6 +4,7 @@ import ast
 import io
 import os
 import pickle
+import socket
 import tarfile
 import threading
 import time
@@ -116,6 +117,11 @@ def test_refusals_cross_processes():
 class _Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         code = int(self.path[1:4]) if self.path[1:4].isdigit() else 200
+        if self.path.startswith("/drop/"):
+            whole = b"HTTP/1.0 200 OK\r\nContent-Length: 90\r\n\r\n" + bytes(90)
+            for place in range(0 if self.path == "/drop/head" else whole.index(bytes(90)), len(whole)):
+                time.sleep(0.2)
+                self.wfile.write(whole[place : place + 1])
         self.send_response(code)
         if self.path.startswith("/302/"):
             self.send_header("Location", self.path.removeprefix("/302/").replace("~", ":"))
@@ -179,6 +185,33 @@ def test_what_a_server_says_is_the_rows_fault_or_the_systems(server):
     with pytest.raises(OSError, match="no answer") as caught:
         web(http_timeout_s=0.5).fetch(f"{server}/slow.png")
     assert not isinstance(caught.value, FileNotFoundError)
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_the_limit_of_time_is_for_all_of_an_answer(server, part):
+    begun = time.monotonic()
+    with pytest.raises(OSError, match="no answer"):
+        web(http_timeout_s=1).fetch(f"{server}/drop/{part}")
+    assert time.monotonic() - begun < 8  # all of it would take 18 s and more
+
+
+@pytest.mark.parametrize("named", ["źdźbło.pl", "ŹDŹBŁO.pl", "xn--dbo-iwa1zb.pl"])
+def test_a_host_of_other_letters_is_asked_by_its_other_name(server, monkeypatch, named):
+    asked, look_up = [], socket.getaddrinfo
+
+    def found(host, *args, **more):
+        if host != "127.0.0.1":
+            asked.append(host)
+        return look_up("127.0.0.1", *args, **more)
+
+    monkeypatch.setattr("m3agiqa.corpus.web.socket.getaddrinfo", found)
+    port = server.rpartition(":")[2]
+    assert web(http_hosts=(named,)).fetch(f"http://Źdźbło.pl:{port}/a.png") == IMAGE
+    with pytest.raises(Refused, match="does not name"):
+        web(http_hosts=("zdzblo.pl",)).fetch(f"http://źdźbło.pl:{port}/a.png")
+    with pytest.raises(Refused, match="is no URL"):
+        web().fetch("http://ź..pl/a.png")
+    assert asked == ["xn--dbo-iwa1zb.pl"]
 
 
 @pytest.mark.parametrize(

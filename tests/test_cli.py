@@ -68,6 +68,23 @@ def test_an_unknown_key_model_and_output(capsys, tmp_path):
     assert "no scores" in refused(capsys, "show", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("Binder Error: no such thing\n\nLINE 1: SELECT a\n               ^", "Binder Error: no such thing"),
+        ('ray::f() (pid=7)\n  File "x.py", line 3, in f\nOSError: the disk is full', "OSError: the disk is full"),
+        ("", "no more is known"),
+    ],
+)
+def test_an_error_of_another_kind_is_the_line_that_says_what_happened(capsys, monkeypatch, message, said):
+    def fail(*_args, **_more):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("m3agiqa.cli.dump_config", fail)
+    assert main(["config"]) == 1
+    assert capsys.readouterr().err == f"m3agiqa: RuntimeError: {said} (-v shows where)\n"
+
+
 def test_config_shows_what_is_in_force(capsys):
     assert main(["config", "--show", "--set", "engine.kind=transformers"]) == 0
     assert "kind: transformers" in capsys.readouterr().out

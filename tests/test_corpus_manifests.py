@@ -168,6 +168,18 @@ def test_columns(tmp_path):
     assert "no column 'prompt'" in open_corpus(str(written(tmp_path / "o.csv", "image\na.png\n"))).notes[0]
 
 
+def test_names_that_differ_in_case_only_are_one_name(tmp_path):
+    ours = written(tmp_path / "m.csv", "image,Width\na.png,7\n")
+    assert '--set corpus.drop=["Width"]' in refusal(ours, reserved=["width"])
+    assert rows_of(ours, reserved=["width"], drop=["Width"])
+    fixed = written(tmp_path / "n.csv", "image,Prompt\na.png,p\n")
+    assert "--set corpus.prompt_column=Prompt" in refusal(fixed)
+    assert rows_of(fixed, prompt_column="Prompt")[0]["prompt"] == "p"
+    twins = written(tmp_path / "o.csv", "image,Style,style\na.png,p,q\n")
+    assert "'Style' and 'style' differ in case only" in refusal(twins)
+    assert rows_of(twins, drop=["style"])[0]["Style"] == "p"
+
+
 def test_ids_of_manifests(tmp_path):
     text = "id,image\n007,a.png\n7,a.png\n"
     assert [row["id"] for row in rows_of(written(tmp_path / "m.csv", text))] == ["007", "7"]

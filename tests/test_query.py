@@ -51,6 +51,19 @@ def test_null_stays_null(capsys, scores):
     assert answer(capsys, str(scores), sql, "--format", "csv") == "quality_mos,n\n,\n"
 
 
+def test_decimals_are_numbers(capsys, scores):
+    sql = "SELECT 1.25 AS a, 3::DECIMAL(30, 0) AS b, [0.5] AS c, DATE '2020-01-02' AS d"
+    found = json.loads(answer(capsys, str(scores), sql, "--format", "json"))
+    assert found == [{"a": 1.25, "b": 3, "c": [0.5], "d": "2020-01-02"}]
+    assert answer(capsys, str(scores), sql, "--format", "csv") == "a,b,c,d\n1.25,3,[0.5],2020-01-02\n"
+
+
+def test_two_columns_of_one_name_are_no_object(capsys, scores):
+    sql = "SELECT id, prompt AS id FROM scores"
+    assert "two columns are named 'id'" in refused(capsys, str(scores), sql, "--format", "json")
+    assert answer(capsys, str(scores), sql, "--format", "csv").startswith("id,id\n")
+
+
 def test_an_empty_result_is_valid(capsys, scores):
     sql = "SELECT id FROM scores WHERE false"
     assert json.loads(answer(capsys, str(scores), sql, "--format", "json")) == []

@@ -136,8 +136,8 @@ def choose_columns(value: str, names: Sequence[str], options: Options) -> tuple[
         the mapping, and notes for the user.
 
     Raises:
-        UserError: no image column, a configured column that is not there, two columns of one name, or a column that
-            would pass through under a name that is taken.
+        UserError: no image column, a configured column that is not there, two columns of one name, or columns that
+            cannot pass through (`check_passing`).
     """
     names = [name for name in names if name not in options.drop]
     listed = ", ".join(names)
@@ -165,18 +165,33 @@ def choose_columns(value: str, names: Sequence[str], options: Options) -> tuple[
 
 
 def check_passing(value: str, names: Iterable[str], options: Options) -> None:
-    """Refuses columns that pass through under a name that is taken.
+    """Refuses columns that pass through under a name that is taken. Case makes no difference: to SQL it makes none.
 
     Raises:
-        UserError: the name is one of the fixed columns, of `reserved`, or begins with an underscore. Two underscores
-            are allowed: pandas writes `__index_level_0__` into many a parquet file.
+        UserError: the name is one of the fixed columns, of `reserved`, that of another column, or begins with an
+            underscore. Two underscores are allowed: pandas writes `__index_level_0__` into many a parquet file.
     """
-    fixed = {field.name for field in FIXED_FIELDS}
+    names = list(names)
+    taken = {field.name for field in FIXED_FIELDS} | {name.lower() for name in options.reserved}
     for name in names:
-        if name in fixed or name in options.reserved or (name.startswith("_") and not name.startswith("__")):
+        if name.lower() in taken or (name.startswith("_") and not name.startswith("__")):
             why = "names beginning with _ are" if name.startswith("_") else "that name is"
             cure = f'rename it in the input, or leave it out: --set corpus.drop=["{name}"]'
+            if name.lower() in ("prompt", "id", "generator"):
+                cure += f", or take it: --set corpus.{name.lower()}_column={name}"
             raise UserError(value, f"column {name!r} cannot pass through: {why} reserved", cure)
+    if (twins := differ_in_case(names)) is not None:
+        cure = f'rename one in the input, or leave it out: --set corpus.drop=["{twins[1]}"]'
+        raise UserError(value, f"columns {twins[0]!r} and {twins[1]!r} differ in case only", cure)
+
+
+def differ_in_case(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two names that are one to SQL, which knows no case, or None."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (first := seen.setdefault(name.lower(), name)) != name:
+            return first, name
+    return None
 
 
 def blank_to_null(texts: pa.Array) -> pa.Array:

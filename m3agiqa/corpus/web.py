@@ -5,16 +5,19 @@ public, and connected to as it is, so that a second look-up cannot give another 
 The environment's proxies are not used, as they would do the look-up.
 """
 
+import contextlib
 import errno
 import fnmatch
 import functools
 import ipaddress
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 _PORTS = {"http": 80, "https": 443}
 _MOST_REDIRECTS = 5
@@ -56,6 +59,10 @@ def fetch(url: str, *, hosts: Sequence[str], timeout_s: float, max_bytes: int) -
         OSError: no answer, or not in time: worth another try.
     """
     ends = time.monotonic() + timeout_s
+    try:
+        hosts = [_ascii(host) for host in hosts]
+    except UnicodeError as error:
+        raise Refused(url, f"is not looked for: access.http_hosts holds what is no host ({error})") from None
     for _ in range(_MOST_REDIRECTS + 1):
         parts = _checked(url, hosts)
         address = _address(url, parts, hosts)
@@ -72,16 +79,27 @@ def fetch(url: str, *, hosts: Sequence[str], timeout_s: float, max_bytes: int) -
 def _checked(url: str, hosts: Sequence[str]) -> SplitResult:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises where it is no number
-    except ValueError as error:
+        port = "" if parts.port is None else f":{parts.port}"
+        if not parts.netloc.isascii() and "@" not in parts.netloc:
+            parts = parts._replace(netloc=_ascii(str(parts.hostname)) + port)
+    except ValueError as error:  # a port that is no number, a host that is no name
         raise Refused(url, f"is no URL ({error})") from None
     if parts.scheme not in _PORTS or not parts.hostname:
         raise Refused(url, "is no http or https URL with a host")
     if "@" in parts.netloc:
         raise Refused(url, "holds a user or a password")
-    if hosts and not any(fnmatch.fnmatchcase(parts.hostname, host.lower()) for host in hosts):
+    if hosts and not any(fnmatch.fnmatchcase(parts.hostname, host) for host in hosts):
         raise Refused(url, f"is of a host that access.http_hosts does not name ({', '.join(hosts)})")
     return parts
+
+
+def _ascii(host: str) -> str:
+    """A host's name, or a pattern of names, as it is looked up and sent: IDNA where it is not ASCII, lower case.
+
+    Raises:
+        UnicodeError: it cannot be a name.
+    """
+    return host.lower() if host.isascii() else host.encode("idna").decode().lower()
 
 
 def _address(url: str, parts: SplitResult, hosts: Sequence[str]) -> str:
@@ -92,7 +110,7 @@ def _address(url: str, parts: SplitResult, hosts: Sequence[str]) -> str:
     except (socket.gaierror, UnicodeError) as error:
         raise OSError(errno.EIO, f"the host is not known ({error})", url) from error
     addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
-    named = parts.hostname in {host.lower() for host in hosts}
+    named = parts.hostname in hosts
     for address in addresses:
         if not _may_connect(address, named):
             raise Refused(url, f"leads to {address}, which is not a public address")
@@ -116,14 +134,50 @@ def _meant(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4A
     return ip.ipv4_mapped or ip.sixtofour or ip
 
 
+@contextlib.contextmanager
+def _until(seconds: float, shut: Callable[[], object]) -> Iterator[None]:
+    """Shuts a socket when the time is up, which ends what waits for it.
+
+    A socket's own timeout is that of one read: a server that sends a byte now and then is never too slow for it.
+    """
+
+    def end() -> None:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # it is shut already, or was given back
+            shut()
+
+    alarm = threading.Timer(max(seconds, 0.0), end)
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
+
+
+class _HTTP(HTTPConnection):
+    """A connection whose timeout is that of all headers."""
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        with _until(float(self.timeout or 0), functools.partial(self.sock.shutdown, socket.SHUT_RDWR)):
+            return super().getresponse()
+
+
+class _HTTPS(_HTTP, HTTPSConnection):
+    """The same with a certificate."""
+
+
 @functools.lru_cache(maxsize=256)
 def _pool(scheme: str, address: str, port: int, host: str) -> urllib3.HTTPConnectionPool:
     """Connections to an address, which are kept open; a certificate must be that of the host's name."""
     if scheme == "http":
-        return urllib3.HTTPConnectionPool(address, port, maxsize=16)
-    return urllib3.HTTPSConnectionPool(
+        plain = urllib3.HTTPConnectionPool(address, port, maxsize=16)
+        plain.ConnectionCls = _HTTP
+        return plain
+    pool = urllib3.HTTPSConnectionPool(
         address, port, maxsize=16, server_hostname=host, assert_hostname=host, cert_reqs="CERT_REQUIRED"
     )
+    pool.ConnectionCls = _HTTPS
+    return pool
 
 
 def _get(url: str, parts: SplitResult, address: str, ends: float, max_bytes: int) -> bytes | str:
@@ -148,7 +202,8 @@ def _get(url: str, parts: SplitResult, address: str, ends: float, max_bytes: int
             raise OSError(errno.EIO, f"the server answers {response.status}", url)
         if response.status != 200:
             raise FileNotFoundError(errno.ENOENT, f"the server answers {response.status}", url)
-        data = _body(url, response, ends, max_bytes)
+        with _until(ends - time.monotonic(), response.shutdown):
+            data = _body(url, response, ends, max_bytes)
         whole = True
         return data
     finally:
@@ -165,7 +220,9 @@ def _body(url: str, response: urllib3.BaseHTTPResponse, ends: float, max_bytes: 
         size += len(chunk)
         if size > max_bytes:
             raise Refused(url, f"is larger than {max_bytes / 2**20:g} MiB (access.http_max_mib)")
-        if time.monotonic() > ends:
-            raise TimeoutError
         parts.append(chunk)
+        if time.monotonic() > ends:
+            break
+    if time.monotonic() > ends:  # what was cut off may look whole
+        raise TimeoutError
     return b"".join(parts)

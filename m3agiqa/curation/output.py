@@ -65,7 +65,9 @@ def new_folder(uri: str) -> Iterator["Folder"]:
                 store.delete_dir_contents(path, missing_dir_ok=True)
                 raise
         return
-    partial = Path(path.rstrip("/") + _PARTIAL)
+    # What a link leads to: a link cannot be replaced by a folder.
+    path = str(Path(path).resolve())
+    partial = Path(path + _PARTIAL)
     if partial.exists() and not (partial.is_dir() and {one.name for one in partial.iterdir()} <= _OURS):
         raise UserError(said, f"{partial} is in the way", "move it, or give another folder")
     try:
@@ -139,20 +141,19 @@ def write(folder: Folder, scores: Scores, plan: Plan, funnel: Funnel, origin: Or
         parts = f"SELECT {SPLIT}, count(*) FROM work WHERE dropped IS NULL GROUP BY 1 ORDER BY 1"
         sheet["split"] = dict(scores.con.execute(parts).fetchall())
     if recipe.pairs.margin is not None:
-        sheet["pairs"] = _write_pairs(folder, scores, recipe, funnel)
+        sheet["pairs"] = _write_pairs(folder, scores, plan, funnel)
     folder.write_sheet(sheet)
     return sheet
 
 
-def _write_pairs(folder: Folder, scores: Scores, recipe: Recipe, funnel: Funnel) -> int:
-    margin = recipe.pairs.margin
+def _write_pairs(folder: Folder, scores: Scores, plan: Plan, funnel: Funnel) -> int:
+    recipe, margin = plan.recipe.pairs, plan.recipe.pairs.margin
     assert margin is not None
-    split = bool(recipe.split.validation)
     names = ("prompt", "chosen_id", "rejected_id", "chosen_image", "rejected_image")
     fields = [pa.field(name, pa.string()) for name in names]
     fields += [pa.field(name, pa.float64()) for name in ("chosen", "rejected")]
-    schema = pa.schema([*fields, *([pa.field(SPLIT, pa.string())] if split else [])])
-    query = pairs_query(funnel, margin, recipe.pairs.per_prompt, split=split)
+    schema = pa.schema([*fields, *([pa.field(SPLIT, pa.string())] if plan.parted else [])])
+    query = pairs_query(funnel, margin, recipe.per_prompt, split=plan.parted)
     pairs = folder.write_rows("pairs.parquet", schema, scores.batches(query, _ROW_GROUP))
     if not pairs:
         rule = "no two rows of one prompt that are kept differ so much"

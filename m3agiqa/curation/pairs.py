@@ -2,27 +2,27 @@
 
 from m3agiqa.curation.funnel import Funnel
 
-COLUMNS = ("prompt", "chosen_id", "rejected_id", "chosen_image", "rejected_image", "chosen", "rejected")
-"""Of `pairs.parquet`; `chosen` and `rejected` are the values that were compared. Then `split`, where there is one."""
-
 
 def pairs_query(funnel: Funnel, margin: float, most: int, *, split: bool) -> str:
     """SQL of the pairs over the kept rows of `work`, which holds `preference` and `prompt_key`.
 
     The best is paired with the worst, the second best with the second worst, and so on: no image is in two pairs.
+    The columns: prompt, the ids, the images and the values that were compared (`chosen`, `rejected`), and `split`.
 
     Args:
-        margin: least difference of the two. most: pairs of a prompt.
+        margin: least difference of the two. most: pairs of a prompt, in each part.
+        split: whether `work` holds `split`, too: both rows of a pair are of one part.
     """
     # Without a prompt there is nothing that both are an answer to: such a row is alone in its group.
-    best = "row_number() OVER (PARTITION BY prompt_key ORDER BY preference DESC, id)"
-    worst = "row_number() OVER (PARTITION BY prompt_key ORDER BY preference, id DESC)"
+    group = "prompt_key, split" if split else "prompt_key"
+    best = f"row_number() OVER (PARTITION BY {group} ORDER BY preference DESC, id)"
+    worst = f"row_number() OVER (PARTITION BY {group} ORDER BY preference, id DESC)"
     ranked = f"(SELECT *, {best} AS best, {worst} AS worst FROM {funnel.kept()} WHERE preference IS NOT NULL)"
-    part = ", one.split AS split" if split else ""
+    part, same = (", one.split AS split", "AND one.split IS NOT DISTINCT FROM other.split ") if split else ("", "")
     matched = (
         f"SELECT one.id AS chosen_id, other.id AS rejected_id, one.preference AS chosen, "
         f"other.preference AS rejected{part} FROM {ranked} AS one JOIN {ranked} AS other "
-        "ON one.prompt_key = other.prompt_key AND one.best = other.worst "
+        f"ON one.prompt_key = other.prompt_key AND one.best = other.worst {same}"
         f"WHERE one.best <= {most} AND one.preference > other.preference "
         f"AND one.preference - other.preference >= {margin!r}"
     )

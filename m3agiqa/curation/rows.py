@@ -1,5 +1,6 @@
 """The scores of a run, or of a curated set, as DuckDB sees them."""
 
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -9,13 +10,15 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from m3agiqa.aspects import Aspect
 from m3agiqa.corpus.files import is_local
+from m3agiqa.corpus.rows import differ_in_case, shorten
 from m3agiqa.curation.expressions import Expression, first, literal, parse, quoted
 from m3agiqa.errors import UserError
-from m3agiqa.records import STATES_COLUMNS
+from m3agiqa.records import INPUT_COLUMNS, RESERVED_COLUMNS, STATES_COLUMNS
 from m3agiqa.runs import Output
 
 CURATION = "curation.json"
@@ -40,6 +43,33 @@ class Origin:
     access: dict[str, Any]
 
 
+def rows_of(output: Output) -> pyarrow.dataset.Dataset:
+    """The rows of a folder as they can be given to DuckDB, not read yet.
+
+    Raises:
+        UserError: if there are none, a file cannot be read, or two columns are one to SQL.
+    """
+    try:
+        data = output.dataset()
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(output.uri, error) from None
+    if (twins := differ_in_case(data.schema.names)) is not None:
+        rule = f"its columns {twins[0]!r} and {twins[1]!r} differ in case only, and SQL knows no case"
+        cure = f'leave the corpus\'s own out, in another folder: m3agiqa score --set corpus.drop=["{_own(twins)}"]'
+        raise UserError(output.uri, rule, cure)
+    return data
+
+
+def unreadable(uri: str, error: Exception) -> UserError:
+    """What a user is told of score files that cannot be read."""
+    reason = shorten(str(error).splitlines()[0])
+    return UserError(uri, f"its scores cannot be read ({reason})", "remove the file that is broken, and score again")
+
+
+def _own(twins: tuple[str, str]) -> str:
+    return twins[0] if twins[1] in RESERVED_COLUMNS or twins[1] in INPUT_COLUMNS else twins[1]
+
+
 class Scores:
     """An opened scores folder: the view `rows` in a DuckDB that can read nothing else."""
 
@@ -51,11 +81,11 @@ class Scores:
             work: an empty folder on a local disk for what does not fit into memory.
 
         Raises:
-            UserError: if it holds no scores.
+            UserError: if it holds no scores, or what cannot be read.
         """
         self.uri = uri
         self._output = Output(uri)
-        data = self._output.dataset()
+        data = rows_of(self._output)
         self.schema = pa.schema([field for field in data.schema if field.name not in STATES])
         self.states = frozenset(data.schema.names) & STATES
         if missing := [name for name in _NEEDED if name not in data.schema.names]:
@@ -68,19 +98,31 @@ class Scores:
         self.con.execute("SET TimeZone='UTC'")
         self.con.execute("SET enable_progress_bar=false")
         local = is_local(uri)
-        allowed = [str(work), *([self._output.scores] if local else [])]
+        # A name with a star in it is a pattern to DuckDB, and only that name once it is escaped; it asks for both.
+        folders = [self._output.scores, glob.escape(self._output.scores)] if local else []
+        allowed = [str(work), *folders]
         self.con.execute(f"SET allowed_directories=[{', '.join(map(literal, allowed))}]")
         self.con.execute("SET enable_external_access=false")
         self.con.execute("SET lock_configuration=true")
-        if local:
-            files = ", ".join(literal(name) for name in data.files)
-            self.con.execute(f"CREATE TEMP VIEW rows AS SELECT * FROM read_parquet([{files}], union_by_name=true)")
-        else:
+        if not local:
             self.con.register("rows", data)
+            return
+        files = ", ".join(literal(glob.escape(name)) for name in data.files)
+        # A folder on the way that is called key=value is no column.
+        read = f"read_parquet([{files}], union_by_name=true, hive_partitioning=false)"
+        try:
+            self.con.execute(f"CREATE TEMP VIEW rows AS SELECT * FROM {read}")
+        except duckdb.Error as error:
+            self.con.close()
+            raise unreadable(uri, error) from None
 
     def close(self) -> None:
         """Lets go of the working database."""
         self.con.close()
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a column; to SQL, case makes no difference."""
+        return name.lower() in (known.lower() for known in self.schema.names)
 
     def parse(self, text: str, flag: str, more: tuple[str, ...] = ()) -> Expression:
         """A user's expression over the columns of a row and `more`."""

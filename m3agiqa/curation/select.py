@@ -32,13 +32,14 @@ class Plan:
 
     Attributes:
         composite: None where the scores have that column already, or no rule needs it and no weights were given.
-        ordered: whether there is a column composite, either way.
+        ordered, parted: whether there is a column composite, or split, either way.
         where, top, within, strata: as in the recipe. by: of pairs.
     """
 
     recipe: Recipe
     composite: Expression | None
     ordered: bool
+    parted: bool
     where: tuple[tuple[str, Expression], ...]
     top: tuple[tuple[str, Expression, float], ...]
     within: tuple[Expression, ...]
@@ -57,7 +58,7 @@ def plan(scores: Scores, recipe: Recipe) -> Plan:
         (COMPOSITE, "composite.weights", recipe.composite.weights),
         (SPLIT, "split.validation", recipe.split.validation),
     ):
-        if wanted and taken in scores.schema.names:
+        if wanted and scores.has(taken):
             raise UserError(flag, f"{scores.uri} has a column {taken!r} already", "leave it out, and that one is used")
     weights = _weights(scores, recipe)
     parts = [(text, scores.parse(text, "composite.weights"), weight) for text, weight in weights.items()]
@@ -84,8 +85,10 @@ def plan(scores: Scores, recipe: Recipe) -> Plan:
     if recipe.duplicates.similarity is not None and f"{recipe.duplicates.aspect}_states" not in scores.states:
         rule = f"needs captured states of {recipe.duplicates.aspect}, which {scores.uri} does not hold"
         raise UserError("duplicates.similarity", rule, "curate a folder that m3agiqa capture wrote")
-    ordered = composite is not None or COMPOSITE in scores.schema.names
-    return Plan(recipe, composite, ordered, where, top, tuple(e for _, e in within), tuple(e for _, e in strata), by)
+    ordered = composite is not None or scores.has(COMPOSITE)
+    parted = bool(recipe.split.validation) or scores.has(SPLIT)
+    groups, strata_of = (tuple(group for _, group in named) for named in (within, strata))
+    return Plan(recipe, composite, ordered, parted, where, top, groups, strata_of, by)
 
 
 def select(scores: Scores, plan: Plan, hasher: Hasher) -> Funnel:
@@ -129,11 +132,7 @@ def _weights(scores: Scores, recipe: Recipe) -> dict[str, float]:
     named = any(COMPOSITE in text.lower() for text in texts)
     duplicates, best, pairs = recipe.duplicates, recipe.best, recipe.pairs
     orders = (best.per_prompt, best.top, duplicates.distance, duplicates.similarity, pairs.margin)
-    if (
-        given
-        or COMPOSITE in scores.schema.names
-        or not (named or duplicates.exact or any(value is not None for value in orders))
-    ):
+    if given or scores.has(COMPOSITE) or not (named or duplicates.exact or any(value is not None for value in orders)):
         return given
     has = scores.has_values([name for name in _DEFAULT_COMPOSITES if name in scores.schema.names])
     chosen = next((name for name, some in has.items() if some), None)
@@ -202,6 +201,8 @@ def _needed(plan: Plan) -> dict[str, str]:
         columns["stratum"] = _group(plan.strata)
     if plan.by is not None:
         columns["preference"] = _number(plan.by)
+        if plan.parted and not recipe.split.validation:
+            columns[SPLIT] = f"CAST({SPLIT} AS VARCHAR)"
     return columns
 
 

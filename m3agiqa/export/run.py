@@ -101,7 +101,7 @@ class _Export:
             self._check_suffixes()
         names = scores.schema.names
         asked = [name for name in options.captions.columns() if name in names]
-        self._parts = self._find_parts() if "split" in names else {"train": []}
+        self._parts = self._find_parts() if scores.has("split") else {"train": []}
         # What has no value in a part is no column: `datasets` could not tell its type there.
         found = [
             scores.has_values([name for name in (*_KEPT, *asked) if name in names], _of(splits))
@@ -136,13 +136,16 @@ class _Export:
     def _begin(self) -> dict[str, Any]:
         """Makes the folder this export's, or checks that it is."""
         options = asdict(self._options) | {"rows_per_shard": self._options.shard()}
-        rows, ids = first(self._con, "SELECT count(*), bit_xor(md5_number(id)) FROM rows")
-        source = {"uri": absolute(self._scores.uri), "fingerprint": self._origin.fingerprint, "rows": rows}
-        sheet = {"options": options, "source": source | {"ids": f"{ids:032x}"}}
+        sheet: dict[str, Any] = {"options": options, "uri": absolute(self._scores.uri), "source": self._source()}
         said = f"--out {self._folder.uri}"
         if self._folder.exists(MANIFEST):
             earlier = json.loads(self._folder.read(MANIFEST))
-            if any(earlier.get(key) != json.loads(_json(value)) for key, value in sheet.items()):
+            changed = [key for key, value in sheet.items() if earlier.get(key) != json.loads(json.dumps(value))]
+            if changed == ["source"]:
+                # Files are numbered by the rows, and those that are there are kept: they would be of other rows.
+                rule = f"holds an export of what {self._scores.uri} was before it changed"
+                raise UserError(said, rule, "give another folder")
+            if changed:
                 raise UserError(said, "holds another export", "give another folder, or the command that began it")
         elif not self._folder.is_empty():
             raise UserError(said, "is not empty and holds no export of m3agiqa", "give an empty or a new folder")
@@ -152,16 +155,31 @@ class _Export:
             raise UserError(said, f"cannot be written ({error})", "give a folder you own") from None
         return sheet
 
+    def _source(self) -> dict[str, Any]:
+        """What identifies all that is written: the same rows in the same parts with the same values, and the pairs."""
+        names = sorted({*self._read, "image_sha256", *(["split"] if self._scores.has("split") else [])})
+        row = f"to_json([{', '.join(f'CAST({quoted(name)} AS VARCHAR)' for name in names)}]::VARCHAR[])"
+        query = f"SELECT count(*), bit_xor(md5_number(CAST({row} AS VARCHAR))) FROM rows WHERE {_OK}"
+        rows, content = first(self._con, query)
+        source = {"fingerprint": self._origin.fingerprint, "rows": rows, "content": f"{content:032x}"}
+        if self._options.format == "diffusion-dpo":
+            source["pairs"] = hashlib.sha256(repr(self._pairs).encode()).hexdigest()
+        return source
+
     def _find_parts(self) -> dict[str, list[str]]:
         """The parts that the column `split` makes, and its values for each."""
         parts: dict[str, list[str]] = {}
         query = f"SELECT DISTINCT CAST(split AS VARCHAR) FROM rows WHERE {_OK} ORDER BY 1"
         for (value,) in self._con.execute(query).fetchall():
-            part = part_of_name(value)
-            if part is None:
-                raise UserError(self._scores.uri, f"its column split holds {value!r}", "write train, val or test there")
-            parts.setdefault(PARTS[part], []).append(value)
+            parts.setdefault(self._part(value), []).append(value)
         return parts
+
+    def _part(self, value: str | None) -> str:
+        """The part that a value of the column `split` names."""
+        part = part_of_name(value)
+        if part is None:
+            raise UserError(self._scores.uri, f"its column split holds {value!r}", "write train, val or test there")
+        return PARTS[part]
 
     def _find_pairs(self) -> dict[str, list[Pair]]:
         """The preference pairs of each part."""
@@ -169,9 +187,12 @@ class _Export:
         if table is None:
             rule = "holds no preference pairs"
             raise UserError(self._scores.uri, rule, "curate with --set pairs.margin=0.5, say, and export that")
+        if self._scores.has("split") and "split" not in table.column_names:
+            rule = "its preference pairs were made without its column split, and may mix its parts"
+            raise UserError(self._scores.uri, rule, "curate once more")
         pairs: dict[str, list[Pair]] = {}
         for row in table.to_pylist():
-            part = PARTS[row.get("split", "train")]
+            part = self._part(row.get("split", "train"))
             images = [self._image(row[f"{which}_id"], row[f"{which}_image"]) for which in ("chosen", "rejected")]
             pairs.setdefault(part, []).append(Pair(row["prompt"], row["chosen_id"], row["rejected_id"], *images))
         return pairs
@@ -211,16 +232,21 @@ class _Export:
     def _spool(self) -> None:
         """Brings pictures that are parts of other files into files of their own, in one pass over the corpus."""
         query = f"SELECT id, image FROM rows WHERE {_OK}"
-        inside = [
-            one
+        inside = {
+            one: image
             for batch in self._scores.batches(query, 2048)
             for one, image in zip(*(column.to_pylist() for column in batch.columns), strict=True)
             if is_embedded(image or "") and not self._folder.exists(f"{_SPOOL}/{_spool_name(one)}")
-        ]
+        }
         if not inside:
             return
-        for one, data in embedded(corpus_tables(corpus_of(self._origin)), inside):
+        for one, data in embedded(corpus_tables(corpus_of(self._origin)), list(inside)):
             self._folder.put(f"{_SPOOL}/{_spool_name(one)}", data)
+            inside.pop(one, None)
+        if inside:
+            one, image = next(iter(inside.items()))
+            cure = "bring it back and run the same command again"
+            raise UserError(f"row {one!r}", f"its image {image} is not in {self._origin.input} any more", cure)
 
     def _image(self, one: str, image: str) -> str:
         """The URI of a row's image file."""

@@ -145,7 +145,9 @@ def _from_tar(uri: str, members: Sequence[str]) -> Iterator[bytes]:
 def _from_parquet(uri: str, rows: Sequence[int], image_column: str | None) -> Iterator[bytes]:
     with files.open_file(uri) as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
         names = file.schema_arrow.names
-        column = image_column or next(name for name in IMAGE_COLUMNS if name in names)
+        column = image_column or next((name for name in IMAGE_COLUMNS if name in names), None)
+        if column is None or column not in names:
+            raise FileNotFoundError(f"{uri} has no column of images any more")
         for row in rows:
             yield _embedded(file, column, row)
 

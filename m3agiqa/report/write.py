@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+from pydantic import ValidationError
 
 from m3agiqa.aspects import Aspect
 from m3agiqa.config import AccessConfig
@@ -17,7 +18,7 @@ from m3agiqa.query import connect
 from m3agiqa.report import drift, gather, strips
 from m3agiqa.report.page import Figures, render
 from m3agiqa.report.pictures import Places, thumbnails
-from m3agiqa.runs import Manifest, Output
+from m3agiqa.runs import MANIFEST, Manifest, Output
 
 NAME = "report.html"
 CURATION = "curation.json"
@@ -75,7 +76,7 @@ def _figures(output: Output, other: Output | None) -> Figures:
     ids = list(dict.fromkeys(name for strip in chosen for name in strip.ids))
     rows = strips.details(connection, columns, sources, ids)
     manifest, curation = output.read_manifest(), _curation(output)
-    pictures = thumbnails({name: rows[name]["image"] for name in ids}, _places(manifest, curation))
+    pictures = thumbnails({name: rows[name]["image"] for name in ids}, _places(output, manifest, curation))
     return Figures(
         uri=output.uri,
         counts=output.count_by_status(),
@@ -112,12 +113,24 @@ def _drift(connection: duckdb.DuckDBPyConnection, sources: dict[Aspect, str], ot
     return drift.compare(connection, theirs, list(same))
 
 
-def _places(manifest: Manifest | None, curation: Mapping[str, Any] | None) -> Places:
-    said = (curation or {}).get("origin") or {}
-    if manifest is not None:
-        said = {"input": manifest.input, **manifest.config}
-    corpus, access = said.get("corpus") or {}, AccessConfig.model_validate(said.get("access") or {})
-    return Places(said.get("input"), corpus.get("image_column"), corpus.get("images"), access)
+def _places(output: Output, manifest: Manifest | None, curation: Mapping[str, Any] | None) -> Places:
+    """Where a run, or the one that a curation began with, says that its images are.
+
+    Raises:
+        UserError: what it says is of another form, or of another version.
+    """
+    try:
+        said = (curation or {}).get("origin") or {}
+        if manifest is not None:
+            said = {"input": manifest.input, **manifest.config}
+        corpus, access = said.get("corpus") or {}, AccessConfig.model_validate(said.get("access") or {})
+        return Places(said.get("input"), corpus.get("image_column"), corpus.get("images"), access)
+    except (AttributeError, TypeError, ValueError) as error:
+        name, part = (CURATION, "origin") if manifest is None else (MANIFEST, "config")
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            part, error = f"{part}: access.{'.'.join(map(str, first['loc']))}", ValueError(first["msg"])
+        raise UserError(f"{output.uri}/{name}", f"its {part} cannot be read ({shorten(error)})", "mend it") from None
 
 
 def _curation(output: Output) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from m3agiqa.curate import curate
 from m3agiqa.curation import output
 from m3agiqa.curation.sample import allocate
 from m3agiqa.runs import Output
-from tests.curation.scored import files_of, kept_ids, recipe, removed, scored, write_scores
+from tests.curation.scored import files_of, kept, kept_ids, recipe, removed, scored, write_scores
 
 RULES = [
     "rows.where=quality_mos > 1",
@@ -79,6 +79,38 @@ def test_the_columns_keep_their_types_and_descriptions(tmp_path):
     curate(recipe(), str(tmp_path / "run"), str(tmp_path / "out"))
     before, after = (Output(str(tmp_path / name)).dataset().schema for name in ("run", "out"))
     assert after.equals(before, check_metadata=True)
+
+
+@pytest.mark.parametrize("name", ["quality_mos=9", "generator=two", "x*y", "a[1]?"])
+def test_the_name_of_a_folder_is_only_a_name(tmp_path, name):
+    # A pattern would find these, too.
+    write_scores(tmp_path / "xzy" / "run", [scored("other", 1.0)])
+    run = write_scores(tmp_path / name / "run", [scored("a", 4.0)])
+    write_scores(tmp_path / "a1k" / "run", [scored("other", 1.0)])
+    curate(recipe("rows.where=quality_mos < 5"), str(run), str(tmp_path / "out"))
+    (row,) = kept(tmp_path / "out")
+    assert (row["id"], row["quality_mos"], row["generator"]) == ("a", 4.0, "one")
+
+
+def test_an_output_that_is_a_link_is_what_it_leads_to(tmp_path):
+    write_scores(tmp_path / "run", some_rows(5))
+    (tmp_path / "disk" / "empty").mkdir(parents=True)
+    for name in ("empty", "new"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+        curate(recipe(), str(tmp_path / "run"), str(tmp_path / name))
+        assert (tmp_path / name).is_symlink()
+        assert len(kept_ids(tmp_path / "disk" / name)) == 5
+
+
+@pytest.mark.parametrize("name", ["split", "Split"])
+def test_both_rows_of_a_pair_are_of_one_part(tmp_path, name):
+    parts = [*"aaaabbbb", None, None]
+    rows = [scored(str(i), i / 2, **{name: part}) for i, part in enumerate(parts)]
+    write_scores(tmp_path / "run", rows, passing=[pa.field(name, pa.string())])
+    curate(recipe("pairs.margin=0.1", "pairs.per_prompt=5"), str(tmp_path / "run"), str(tmp_path / "out"))
+    pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
+    found = sorted((row["chosen_id"], row["rejected_id"], row["split"]) for row in pairs)
+    assert found == [("2", "1", "a"), ("3", "0", "a"), ("6", "5", "b"), ("7", "4", "b"), ("9", "8", None)]
 
 
 def test_scores_and_output_on_an_object_store(tmp_path, bucket):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
 
 from m3agiqa.cli import main
@@ -136,12 +137,39 @@ def test_an_output_with_something_in_it_is_left_as_it_is(run_folder, tmp_path):
     assert (tmp_path / "next.partial" / "mine.txt").read_text() == "mine"
 
 
-def test_a_corpus_column_of_our_name_is_refused(tmp_path):
-    import pyarrow as pa
-
-    write_scores(tmp_path / "run", [scored("a", 4.0, split="mine")], passing=[pa.field("split", pa.string())])
+@pytest.mark.parametrize("name", ["split", "Split"])
+def test_a_corpus_column_of_our_name_is_refused(tmp_path, name):
+    write_scores(tmp_path / "run", [scored("a", 4.0, **{name: "mine"})], passing=[pa.field(name, pa.string())])
     with pytest.raises(UserError, match="column 'split' already"):
         curate(recipe("split.validation=0.5"), str(tmp_path / "run"), str(tmp_path / "out"))
+
+
+COMMANDS = {
+    "curate": ["curate", "{run}", "--out", "{out}"],
+    "export": ["export", "{run}", "--out", "{out}", "--format", "kohya"],
+    "query": ["query", "{run}", "SELECT count(*) FROM scores"],
+    "report": ["report", "{run}"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_scores_that_sql_cannot_read_are_said_in_one_line(tmp_path, capsys, command):
+    def refusal(run) -> str:
+        assert main([part.format(run=run, out=tmp_path / "out") for part in COMMANDS[command]]) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+        return error
+
+    twins = write_scores(tmp_path / "twins", [scored("a", 4.0, Width=1)], passing=[pa.field("Width", pa.int64())])
+    assert '--set corpus.drop=["Width"]' in refusal(twins)
+    for broken in ("0_0", "1_0") if command in ("curate", "export") else ("0_0",):
+        run = write_scores(tmp_path / broken, [scored("a", 4.0), scored("b", 4.0)])
+        file = run / "scores" / f"{broken}.parquet"
+        file.write_bytes(file.read_bytes()[:-100])
+        told = refusal(run)
+        assert "its scores cannot be read" in told
+        assert file.name in told
 
 
 def test_a_new_process_gives_the_same_bytes_and_flags_say_what_a_file_says(run_folder, tmp_path):

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from datasets import Image as ImageFeature
 from datasets import load_dataset
@@ -16,7 +17,7 @@ from m3agiqa.errors import UserError
 from m3agiqa.export.rows import Captions
 from m3agiqa.export.run import Options, export
 from tests.corpora import encode, write_tar
-from tests.curation.scored import files_of, recipe, scored, write_pictures, write_scores
+from tests.curation.scored import files_of, kept, recipe, scored, write_pictures, write_scores
 from tests.test_phash import photo
 
 COUNT = 7
@@ -190,6 +191,66 @@ def test_an_export_goes_on_where_it_was_stopped_and_gives_the_same_bytes(curated
     for name, time in kept.items():
         if Path(name).suffix in (".png", ".tar", ".parquet"):
             assert (tmp_path / "out" / name).stat().st_mtime_ns == time
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "parquet", "diffusion-dpo"])
+@pytest.mark.parametrize("change", ["seed", "margin", "composite"])
+def test_what_has_changed_is_no_export_to_go_on_with(tmp_path, kind, change):
+    paths = write_pictures(tmp_path / "in", COUNT)
+    rows = [scored(str(i), i / 2, image=path, prompt=f"prompt {i % 3}") for i, path in enumerate(paths)]
+    run, chosen, out = tmp_path / "run", str(tmp_path / "chosen"), str(tmp_path / "out")
+    write_scores(run, rows, source=str(tmp_path / "in"))
+    rules = ["split.validation=0.3", "pairs.margin=0.5", "composite.weights={quality_mos: 1}"]
+    curate(recipe(*rules), str(run), chosen)
+    export(chosen, out, Options(kind))
+    before = files_of(tmp_path / "out")
+    new = {"seed": "split.seed=7", "margin": "pairs.margin=1.6", "composite": "composite.weights={quality_mos_low: 1}"}
+    shutil.rmtree(chosen)
+    curate(recipe(*rules, new[change]), str(run), chosen)
+    if change == "margin" and kind != "diffusion-dpo":
+        export(chosen, out, Options(kind))  # the pairs are no part of it
+    else:
+        with pytest.raises(UserError, match="before it changed; give another folder"):
+            export(chosen, out, Options(kind))
+    assert files_of(tmp_path / "out") == before
+
+
+def test_a_row_that_was_scored_anew_is_no_export_to_go_on_with(tmp_path):
+    paths = write_pictures(tmp_path / "in", 3)
+    rows = [scored(str(i), 3.0, image=path) for i, path in enumerate(paths)]
+    for status in ("failed", "ok"):
+        write_scores(tmp_path / "run", [rows[0] | {"status": status}, *rows[1:]], source=str(tmp_path / "in"))
+        if status == "failed":
+            export(str(tmp_path / "run"), str(tmp_path / "out"), Options("imagefolder"))
+    with pytest.raises(UserError, match="before it changed"):
+        export(str(tmp_path / "run"), str(tmp_path / "out"), Options("imagefolder"))
+
+
+def test_pairs_are_of_the_parts_that_an_earlier_curation_made(tmp_path):
+    paths = write_pictures(tmp_path / "in", 9)
+    rows = [scored(str(i), i / 2, image=path, prompt=f"prompt {i % 3}") for i, path in enumerate(paths)]
+    write_scores(tmp_path / "run", rows, source=str(tmp_path / "in"))
+    curate(recipe("split.validation=0.3"), str(tmp_path / "run"), str(tmp_path / "parted"))
+    curate(recipe("pairs.margin=0.2"), str(tmp_path / "parted"), str(tmp_path / "paired"))
+    part_of = {row["id"]: {"val": "validation"}.get(row["split"], row["split"]) for row in kept(tmp_path / "parted")}
+    assert set(export(str(tmp_path / "paired"), str(tmp_path / "out"), Options("diffusion-dpo"))) == {
+        "train",
+        "validation",
+    }
+    for part, pairs in load_dataset("parquet", None, data_dir=str(tmp_path / "out")).items():
+        assert {part_of[row[name]] for row in pairs for name in ("id_0", "id_1")} == {part}
+    table = pq.read_table(tmp_path / "paired" / "pairs.parquet")
+    pq.write_table(table.drop_columns("split"), tmp_path / "paired" / "pairs.parquet")
+    with pytest.raises(UserError, match="without its column split"):
+        export(str(tmp_path / "paired"), str(tmp_path / "again"), Options("diffusion-dpo"))
+
+
+def test_a_picture_that_a_tar_holds_no_more_is_named(tmp_path):
+    tar = write_tar(tmp_path / "in.tar", [("0.jpg", encode(photo(0), "JPEG"))])
+    rows = [scored(f"in/{seed}", 3.0, image=f"{tar}::{seed}.jpg") for seed in (0, 1)]
+    write_scores(tmp_path / "run", rows, source=str(tar))
+    with pytest.raises(UserError, match=r"row 'in/1': its image .*in\.tar::1\.jpg is not in"):
+        export(str(tmp_path / "run"), str(tmp_path / "out"), Options("parquet"))
 
 
 @pytest.mark.parametrize(

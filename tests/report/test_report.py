@@ -196,6 +196,32 @@ def test_a_report_that_cannot_be_made_is_a_note_at_the_end_of_a_run(tmp_path):
     assert not (folder / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said"),
+    [
+        ("run.json", "config", {"access": {"htp": True}}, "its config: access.htp cannot be read (Extra inputs"),
+        ("run.json", "config", {"corpus": "in"}, "its config cannot be read"),
+        ("curation.json", "origin", "in.csv", "its origin cannot be read"),
+    ],
+)
+def test_what_says_nothing_of_where_pictures_are_is_said_in_one_line(tmp_path, capsys, name, key, value, said):
+    folder = scored_folder(tmp_path / "run", 12)
+    if name == "curation.json":
+        curate_by_hand(folder, 12)
+    sheet = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(sheet | {key: value}))
+    assert main(["report", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert f"{name}: {said}" in told
+    assert len(told.splitlines()) == 1
+
+
+def test_a_manifest_that_lost_its_pictures_gives_a_reason(tmp_path):
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "in.parquet")
+    (made,) = thumbnails({"a": "in.parquet#0"}, Places(str(tmp_path / "in.parquet"))).values()
+    assert "no column of images" in made.reason
+
+
 def test_embedded_pictures_are_read_where_the_run_found_them(tmp_path):
     (tmp_path / "in").mkdir()
     blobs = [encode(picture(40, 40, seed=i)) for i in range(50)]
