@@ -102,7 +102,7 @@ def finetune(
     for where, aspects in (each if config.lora.adapters == "per_aspect" else whole).items():
         if where != folder:
             say(f"{', '.join(aspects)}:")
-        made = split(talks, config, aspects, len(inputs))
+        made = split(talks, config, aspects, len(inputs), validation)
         done[str(where)] = _train(config, list(corpora), talks, made, where, aspects, skip_bad, verbose, say)
     return done
 

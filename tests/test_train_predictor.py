@@ -303,6 +303,13 @@ def test_no_prompt_and_no_image_is_in_two_parts(tmp_path):
     assert plan(folder, "optim.seed=1", labels=labels)[1].train.tolist() != parts.train.tolist()
 
 
+def test_validation_sets_without_a_label_are_refused(tmp_path):
+    sets = [write(tmp_path / "a", rows(60)), write(tmp_path / "b", all_with(rows(9, prefix="b"), status="failed"))]
+    for more in ((), ("data.split_by=split",)):
+        with pytest.raises(UserError, match=f"--validation {sets[1]}: no image has a label of quality with states"):
+            train(sets[0], tmp_path / "p", *more, validation=[sets[1]])
+
+
 def test_the_column_split_is_kept_to_and_tests_are_not_touched(tmp_path):
     made = rows(90)
     for i, row in enumerate(made):

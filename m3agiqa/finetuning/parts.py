@@ -15,7 +15,7 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.errors import UserError
 from m3agiqa.finetune_config import FinetuneConfig
 from m3agiqa.finetuning.talks import Picture, Talk, Talks
-from m3agiqa.predictor.splits import hold_out, part_of_name
+from m3agiqa.predictor.splits import check_validation, hold_out, part_of_name
 
 PARTS = ("train", "val")
 
@@ -64,17 +64,25 @@ class Split:
         return digest.hexdigest()[:16]
 
 
-def split(talks: Talks, config: FinetuneConfig, aspects: Sequence[Aspect], training_inputs: int) -> Split:
+def split(
+    talks: Talks,
+    config: FinetuneConfig,
+    aspects: Sequence[Aspect],
+    training_inputs: int,
+    validation: Sequence[str] = (),
+) -> Split:
     """Splits as `config.data` says; decided by the seed and the ids alone.
 
     Args:
         aspects: the others are left out.
         training_inputs: the first so many inputs are for training, the others for validation only.
+        validation: the URIs of those others.
 
     Raises:
         UserError: for a part that comes out empty, and unknown values of `split`.
     """
     pictures = talks.pictures
+    check_validation(validation, (picture.origin for picture in pictures), training_inputs, "conversation")
     part_of = ["train" if picture.origin < training_inputs else "val" for picture in pictures]
     if config.data.split_by == "split":
         part_of = _by_column(pictures, part_of, training_inputs)

@@ -6,7 +6,7 @@ a validation prompt in training looks better than it is.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -53,6 +53,8 @@ def split(conversations: Conversations, config: TrainConfig, names: Sequence[str
     Raises:
         UserError: for a part that comes out empty or too small for its use, and unknown values of `split`.
     """
+    given = [one.uri for one in conversations.sets[training_sets:]]
+    check_validation(given, conversations.origin, training_sets, f"label of {', '.join(names)} with states")
     rng = np.random.default_rng(config.optim.seed)
     part_of = _given(conversations, config, training_sets)
     groups = _groups(conversations, by_prompt=config.data.split_by != "id")
@@ -69,6 +71,18 @@ def split(conversations: Conversations, config: TrainConfig, names: Sequence[str
     parts = Parts(train, validation, calibration, _notes(conversations, part_of))
     _check(conversations, parts, config, names)
     return parts
+
+
+def check_validation(given: Sequence[str], origins: Iterable[int], training: int, what: str) -> None:
+    """Refuses validation inputs of which nothing can be used: a share of the training would judge in their place.
+
+    Args:
+        given: their URIs. origins: number of the input of each image that has a `what`.
+        training: the first so many inputs are for training.
+    """
+    if given and all(origin < training for origin in origins):
+        cure = "give others, or leave it out: a share of the training images (data.validation_share) judges then"
+        raise UserError(f"--validation {', '.join(given)}", f"no image has a {what}", cure)
 
 
 def labels_needed(level: float) -> int:

@@ -1,0 +1,34 @@
+"""Which conversations are in which part, what is refused before any is learnt, and what is said of them afterwards."""
+
+import pytest
+
+from m3agiqa import finetune as module
+from m3agiqa.aspects import Aspect
+from m3agiqa.errors import UserError
+from m3agiqa.finetune import finetune
+from m3agiqa.finetuning.parts import split
+from m3agiqa.finetuning.talks import Columns
+from tests.finetuning.helpers import rows, settings, talks_of, write
+
+Q, A = "teacher_quality_description", "teacher_authenticity_description"
+LABEL = Columns(labels={Aspect.QUALITY: "mos_quality"})
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("an adapter is trained")
+
+    monkeypatch.setattr(module, "_train", refuse)
+
+
+def test_validation_inputs_without_a_conversation_are_refused(tmp_path, no_training):
+    empty = dict.fromkeys((Q, A, "teacher_quality_rating", "teacher_authenticity_rating"), "")
+    silent = [row | empty | {"id": f"s{i}"} for i, row in enumerate(rows(3))]
+    file, other = write(tmp_path / "c", rows(10), pictures=False), write(tmp_path / "v", silent, pictures=False)
+    for more in ((), ("data.split_by=split",)):
+        with pytest.raises(UserError, match=f"--validation {other}: no image has a conversation; give others"):
+            finetune(settings("tiny", *more), [file], str(tmp_path / "a"), validation=[other], say=list)
+    talks = talks_of(file, write(tmp_path / "w", [row | {"id": "w"} for row in rows(1)], pictures=False))
+    found = split(talks, settings("tiny"), talks.aspects, 1, [other])
+    assert [talks.pictures[talk.picture].id for talk in found.validation] == ["w", "w"]
