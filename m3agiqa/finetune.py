@@ -98,12 +98,15 @@ def finetune(
     folder = out_folder(out)
     whole = {folder: talks.aspects}
     each = {folder / str(aspect): (aspect,) for aspect in talks.aspects}
+    wanted = each if config.lora.adapters == "per_aspect" else whole
+    # All of them first: what cannot be split is refused before an adapter is trained.
+    splits = [split(talks, config, aspects, len(inputs), validation) for aspects in wanted.values()]
+    ready = [(made, shares(made, talks.pictures, config.ray.workers)) for made in splits]
     done = {}
-    for where, aspects in (each if config.lora.adapters == "per_aspect" else whole).items():
+    for (where, aspects), parts in zip(wanted.items(), ready, strict=True):
         if where != folder:
             say(f"{', '.join(aspects)}:")
-        made = split(talks, config, aspects, len(inputs), validation)
-        done[str(where)] = _train(config, list(corpora), talks, made, where, aspects, skip_bad, verbose, say)
+        done[str(where)] = _train(config, list(corpora), talks, *parts, where, aspects, skip_bad, verbose, say)
     return done
 
 
@@ -152,6 +155,7 @@ def _train(
     inputs: Sequence[str],
     talks: Talks,
     made: Split,
+    found: Sequence[Share],
     out: Path,
     aspects: tuple[Aspect, ...],
     skip_bad: bool,
@@ -169,7 +173,6 @@ def _train(
         return done
     for note in run.notes:
         say(f"note: {note}")
-    found = shares(made, talks.pictures, config.ray.workers)
     connect(config.ray.address, int(config.ray.workers * config.ray.cpus) + 2, verbose=verbose)
     use_gpu = check_resources(config.ray)
     board = open_board()

@@ -32,3 +32,21 @@ def test_validation_inputs_without_a_conversation_are_refused(tmp_path, no_train
     talks = talks_of(file, write(tmp_path / "w", [row | {"id": "w"} for row in rows(1)], pictures=False))
     found = split(talks, settings("tiny"), talks.aspects, 1, [other])
     assert [talks.pictures[talk.picture].id for talk in found.validation] == ["w", "w"]
+
+
+@pytest.mark.parametrize(
+    ("judged", "more", "said"),
+    [
+        (1, (), "the validation part: holds no conversations of authenticity"),
+        (2, ("ray.workers=2",), "ray.workers=2: the validation part has 1 images"),
+    ],
+)
+def test_all_adapters_are_split_for_before_the_first_is_trained(tmp_path, no_training, judged, more, said):
+    made = [row | {"split": "val" if i < 3 else "train"} for i, row in enumerate(rows(12))]
+    for row in made[:3][judged - 1 :]:
+        row |= {A: "", "teacher_authenticity_rating": ""}
+    file = write(tmp_path / "c", made, pictures=False)
+    config = settings("tiny", "lora.adapters=per_aspect", "data.split_by=split", *more)
+    with pytest.raises(UserError, match=said):
+        finetune(config, [file], str(tmp_path / "a"), LABEL, say=list)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
