@@ -6,7 +6,7 @@ part, too: an adapter that has seen a validation prompt in training looks better
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from m3agiqa.errors import UserError
 from m3agiqa.finetune_config import FinetuneConfig
 from m3agiqa.finetuning.talks import Picture, Talk, Talks
 from m3agiqa.predictor.splits import check_validation, hold_out, part_of_name
+from m3agiqa.seen import TRAIN, VALIDATION, Seen, seen, union
 
 PARTS = ("train", "val")
 
@@ -52,6 +53,20 @@ class Split:
             by_aspect = Counter(str(talk.aspect) for talk in talks)
             found[name] = {"images": len({talk.picture for talk in talks}), **dict(sorted(by_aspect.items()))}
         return found
+
+    def trained_on(self, pictures: Sequence[Picture], digests: Mapping[int, str]) -> Seen | None:
+        """What a training on it has met, part by part; an image that is in neither part it has not.
+
+        Args:
+            digests: SHA-256 of the image files, by the pictures' numbers, as far as they are known.
+        """
+        found = []
+        for part, talks in ((TRAIN, self.train), (VALIDATION, self.validation)):
+            numbers = sorted({talk.picture for talk in talks})
+            rows = [pictures[i] for i in numbers]
+            ids, prompts = [row.id for row in rows], [row.prompt for row in rows]
+            found.append(seen(ids, [digests.get(i) for i in numbers], prompts, part))
+        return union(found)
 
     def digest(self, pictures: Sequence[Picture]) -> str:
         """Of which conversation is in which part."""
@@ -90,7 +105,8 @@ def split(
         by_prompt = config.data.split_by == "prompt"
         groups = [f"prompt {p.prompt}" if by_prompt and p.prompt is not None else f"id {p.id}" for p in pictures]
         rng = np.random.default_rng(config.optim.seed)
-        for i in hold_out(list(range(len(pictures))), groups, config.data.validation_share, rng):
+        wanted = config.data.validation_share * len(pictures)
+        for i in hold_out(range(len(pictures)), groups, wanted, rng):
             part_of[i] = "val"
     mine = [talk for talk in talks.talks if talk.aspect in aspects]
     train, judged = ([talk for talk in mine if part_of[talk.picture] == part] for part in PARTS)

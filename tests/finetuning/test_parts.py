@@ -8,6 +8,7 @@ from m3agiqa.errors import UserError
 from m3agiqa.finetune import finetune
 from m3agiqa.finetuning.parts import split
 from m3agiqa.finetuning.talks import Columns
+from m3agiqa.seen import TRAIN, VALIDATION
 from tests.finetuning.helpers import rows, settings, talks_of, write
 
 Q, A = "teacher_quality_description", "teacher_authenticity_description"
@@ -20,6 +21,21 @@ def no_training(monkeypatch):
         raise AssertionError("an adapter is trained")
 
     monkeypatch.setattr(module, "_train", refuse)
+
+
+def test_a_training_has_met_what_is_in_its_parts_and_nothing_else(tmp_path):
+    talks = talks_of(write(tmp_path, rows(60), pictures=False))
+    found = split(talks, settings("tiny", "data.validation_share=0.3", "watch.most_rows=4"), talks.aspects, 1)
+    digests = {i: f"{i:064}" for i in range(50)}
+    met = found.trained_on(talks.pictures, digests)
+    learnt, judged = (sorted({t.picture for t in part}) for part in (found.train, found.validation))
+    ids = [picture.id for picture in talks.pictures]
+    assert met.met("id", ids, TRAIN) == [ids[i] for i in learnt]
+    assert met.met("id", ids, VALIDATION) == [ids[i] for i in judged]
+    # Of the images kept out, watch.most_rows is looked at.
+    assert len(learnt) + len(judged) < 60
+    assert met.met("image", list(digests.values()), TRAIN) == [digests[i] for i in learnt if i < 50]
+    assert met.met("prompt", ["prompt a", "prompt z", "another"]) == ["prompt a", "prompt z"]
 
 
 def test_validation_inputs_without_a_conversation_are_refused(tmp_path, no_training):
