@@ -40,8 +40,8 @@ from m3agiqa.evaluation.metrics import Floats
 from m3agiqa.evaluation.overlap import shared
 from m3agiqa.evaluation.plots import draw_all
 from m3agiqa.evaluation.report import markdown
-from m3agiqa.predictor import seen
 from m3agiqa.ratings import fits
+from m3agiqa.seen import Seen, read
 
 RESULT, ERRORS, REPORT, PLOTS = "evaluation.json", "errors.parquet", "report.md", "plots"
 FORMAT = 1
@@ -145,25 +145,45 @@ def _word_notes(gathered: Gathered, rows: Ints, scorers: Sequence[Scorer]) -> li
 
 
 def _check_training(request: Request, gathered: Gathered) -> list[str]:
-    """Refuses a predictor whose training has met the evaluated rows, or marks the report where that is forced."""
-    folder = predictor_of(request, gathered.scores)
-    known = seen.read(folder) if folder is not None else None
-    if known is None:
-        gathered.notes.append("what the scorer was trained on is not known: that it has not met these rows, neither")
-        return []
+    """Refuses rows that the predictor's or an adapter's training has met, or marks the report where that is forced."""
     rows = gathered.evaluated
     ids, prompts = (
         one.take(pa.array(rows)).to_pylist() for one in (gathered.truth.keys("id"), gathered.known("prompt"))
     )
     values = {"image": digests(gathered.scores, gathered.at[rows]), "id": ids, "prompt": prompts}
     marks = []
-    for kind, of_rows in values.items():
-        if met := known.met(kind, of_rows):
-            marks.append(f"{len(met)} {kind}s of the evaluated rows were trained on ({', '.join(met[:5])})")
-    if marks and not request.force:
-        cure = "evaluate rows that it has not seen (m3agiqa split), or add --force: the report will say so"
-        raise UserError(f"predictor {folder}", f"{marks[0]}", cure)
+    for who, (where, known) in _trainings(request, gathered).items():
+        for kind, of_rows in values.items():
+            if met := known.met(kind, of_rows):
+                rule = f"was trained on {len(met)} {kind}s of the evaluated rows ({', '.join(met[:5])})"
+                if not request.force:
+                    cure = "evaluate rows that it has not seen (m3agiqa split), or add --force: the report will say so"
+                    raise UserError(f"{who} {where}", rule, cure)
+                marks.append(f"The {who} {rule}")
     return marks
+
+
+def _trainings(request: Request, gathered: Gathered) -> dict[str, tuple[str, Seen]]:
+    """What the predictor and the adapters were trained on, as far as that is known; the rest goes into the notes.
+
+    Returns:
+        `predictor`, `adapter` -> where it is, or what scored with it; and its training.
+    """
+    folder, manifest = predictor_of(request, gathered.scores), gathered.scores.manifest
+    found = {
+        "predictor": (str(folder), None if folder is None else read(folder)),
+        "adapter": (f"of {request.scores}", None if manifest is None else read(request.scores)),
+    }
+    known = {who: (where, training) for who, (where, training) in found.items() if training is not None}
+    silent = [f"predictor {folder}"] if folder is not None and "predictor" not in known else []
+    if manifest is not None:
+        # A run of a version that asked no adapter has named none.
+        unasked = "adapter" not in known and (manifest.fingerprint_parts.get("model") or {}).get("adapters")
+        silent += [f"adapter {name}" for name in manifest.silent_adapters or (["of the run"] if unasked else [])]
+    if not known or silent:
+        who = f"the {' and the '.join(silent)}" if known else "the scorer"
+        gathered.notes.append(f"what {who} was trained on is not known: that it has not met these rows, neither")
+    return known
 
 
 def _content(request: Request, gathered: Gathered, marks: list[str], aspects: dict[str, Any]) -> dict[str, Any]:

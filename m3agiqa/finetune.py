@@ -41,6 +41,8 @@ from m3agiqa.models import context_length, model_digest, model_folder
 from m3agiqa.predictor.group import Alone, Group, Processes
 from m3agiqa.progress import duration
 from m3agiqa.ray_training import check_batch, check_resources, fit, open_board
+from m3agiqa.seen import read as read_seen
+from m3agiqa.seen import union
 from m3agiqa.tracking import check_trackers
 from m3agiqa.training_run import Record as AnyRecord
 from m3agiqa.training_run import Teller, TrainingRun, Wording, out_folder, steps_of
@@ -98,12 +100,15 @@ def finetune(
     folder = out_folder(out)
     whole = {folder: talks.aspects}
     each = {folder / str(aspect): (aspect,) for aspect in talks.aspects}
+    wanted = each if config.lora.adapters == "per_aspect" else whole
+    # All of them first: what cannot be split is refused before an adapter is trained.
+    splits = [split(talks, config, aspects, len(inputs), validation) for aspects in wanted.values()]
+    ready = [(made, shares(made, talks.pictures, config.ray.workers)) for made in splits]
     done = {}
-    for where, aspects in (each if config.lora.adapters == "per_aspect" else whole).items():
+    for (where, aspects), parts in zip(wanted.items(), ready, strict=True):
         if where != folder:
             say(f"{', '.join(aspects)}:")
-        made = split(talks, config, aspects, len(inputs))
-        done[str(where)] = _train(config, list(corpora), talks, made, where, aspects, skip_bad, verbose, say)
+        done[str(where)] = _train(config, list(corpora), talks, *parts, where, aspects, skip_bad, verbose, say)
     return done
 
 
@@ -152,6 +157,7 @@ def _train(
     inputs: Sequence[str],
     talks: Talks,
     made: Split,
+    found: Sequence[Share],
     out: Path,
     aspects: tuple[Aspect, ...],
     skip_bad: bool,
@@ -160,7 +166,8 @@ def _train(
 ) -> dict[str, Any]:
     """Trains one adapter. Returns what its training.json holds."""
     started = time.monotonic()
-    base = model_digest(model_folder(config.model))
+    model = model_folder(config.model)
+    base = model_digest(model)
     # Not how many workers: they take nearly the same steps, so that fewer or more may go on.
     settings = config.model_dump(mode="json", exclude={"ray": True, "track": True, "proof": True, "access": True})
     decides = {"config": settings, "base": base, "data": made.digest(talks.pictures), "skip_bad": skip_bad}
@@ -169,7 +176,6 @@ def _train(
         return done
     for note in run.notes:
         say(f"note: {note}")
-    found = shares(made, talks.pictures, config.ray.workers)
     connect(config.ray.address, int(config.ray.workers * config.ray.cpus) + 2, verbose=verbose)
     use_gpu = check_resources(config.ray)
     board = open_board()
@@ -187,10 +193,12 @@ def _train(
     # The proof is of this adapter, and what is said of it goes into its card: it is not done before.
     new = run.folder / "adapter"
     shutil.rmtree(new, ignore_errors=True)
+    targets, digests = result.return_value["targets"], result.return_value["digests"]
+    met = union([read_seen(model), made.trained_on(talks.pictures, digests)])
     with result.checkpoint.as_directory() as folder:
-        write_adapter(new, load_file(Path(folder) / BEST), result.return_value["targets"], config)
+        write_adapter(new, load_file(Path(folder) / BEST), targets, config, met)
         with tempfile.TemporaryDirectory() as last:
-            write_adapter(Path(last), load_file(Path(folder) / LAST), result.return_value["targets"], config)
+            write_adapter(Path(last), load_file(Path(folder) / LAST), targets, config, met)
             run.keep_last(Path(last))
     proof = _prove(config, new, asked, use_gpu)
     say(proof_line(proof))
@@ -257,15 +265,15 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
     """A worker: readies its share, goes on from the last checkpoint, and trains to the end.
 
     Returns:
-        `targets`: the pattern of the modules that were changed; `refusal`: the arguments of a `UserError`, the same
-        in all workers, or None.
+        `targets`: the pattern of the modules that were changed; `digests`: SHA-256 of all workers' image files, by
+        number; `refusal`: the arguments of a `UserError`, the same in all workers, or None.
     """
     job: _Job = settings["job"]
     context = ray_train.get_context()
     rank = context.get_world_rank()
     group: Group = Processes() if context.get_world_size() > 1 else Alone()
     try:
-        trainer, learner = _trainer(job, ray.get(job.shares[rank]), group)
+        trainer, learner, digests = _trainer(job, ray.get(job.shares[rank]), group)
         if (checkpoint := ray_train.get_checkpoint() or job.begun) is not None:
             with checkpoint.as_directory() as folder:
                 trainer.load(Path(folder))
@@ -276,8 +284,8 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
         if not reports.saved:
             reports.save()  # all was done before; the driver looks for a checkpoint of this run
     except UserError as error:
-        return {"targets": "", "refusal": (error.value, error.rule, error.cure)}
-    return {"targets": learner.targets, "refusal": None}
+        return {"targets": "", "digests": {}, "refusal": (error.value, error.rule, error.cure)}
+    return {"targets": learner.targets, "digests": digests, "refusal": None}
 
 
 class _Reports:
@@ -304,8 +312,8 @@ class _Reports:
             ray_train.report(step, checkpoint=ray_train.Checkpoint.from_directory(folder))
 
 
-def _trainer(job: _Job, share: Share, group: Group) -> tuple[Trainer, Learner]:
-    """The trainer of one worker, its images ready.
+def _trainer(job: _Job, share: Share, group: Group) -> tuple[Trainer, Learner, dict[int, str]]:
+    """The trainer of one worker, its images ready, and the digests of all workers' images.
 
     Raises:
         UserError: for rows that cannot be used, in all workers alike; and for what the model cannot be.
@@ -329,7 +337,9 @@ def _trainer(job: _Job, share: Share, group: Group) -> tuple[Trainer, Learner]:
     train, validation, long = encoded_parts(share, encoder, pictures, context_length(folder, config.model))
     _agree_on_bad([*bad, *long], [bool(train.talks), bool(validation.talks)], job, group)
     get = None if pictures is None else pictures.get
-    return Trainer(config, learner, train, validation, get, group, pad_id(builder)), learner
+    mine = {} if pictures is None else pictures.digests
+    digests = {number: digest for own in group.gather_objects(mine) for number, digest in own.items()}
+    return Trainer(config, learner, train, validation, get, group, pad_id(builder)), learner, digests
 
 
 def _agree_on_bad(bad: Sequence[Bad], some: list[bool], job: _Job, group: Group) -> None:

@@ -19,6 +19,7 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.data.checkpoint.checkpoint_filter import CheckpointManager
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from m3agiqa.adapters import load_adapters, trained_on
 from m3agiqa.config import RunConfig
 from m3agiqa.connection import connect
 from m3agiqa.corpus import Corpus, open_corpus
@@ -26,6 +27,7 @@ from m3agiqa.corpus.files import absolute
 from m3agiqa.errors import RunBroken, UserError
 from m3agiqa.flow import Flow
 from m3agiqa.lease import Lease
+from m3agiqa.models import model_folder
 from m3agiqa.opinions import check_predictor, with_states
 from m3agiqa.progress import Board, Live, too_many_failed
 from m3agiqa.prometheus import MeteredActor
@@ -35,6 +37,8 @@ from m3agiqa.resources import actor_pool, check_resources, decode_args, gpus, lo
 from m3agiqa.resume import Todo, done_ids, drop_twice, ids_with, recover
 from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts, states_of
 from m3agiqa.scoring import check_given, decode_rows
+from m3agiqa.seen import FILE as TRAINED_ON
+from m3agiqa.seen import Seen
 from m3agiqa.source import CorpusSource
 
 # Loading a large model, or waiting for a GPU, counts as no progress; Ray's own limit is 30 minutes.
@@ -97,6 +101,7 @@ def run_scoring(
     manifest = Manifest(fingerprint(parts), parts, config.model_dump(mode="json"), absolute(input_uri))
     if config.capture.write:
         manifest.first_answer, manifest.states_of = config.capture.first_answer, states_of(config)
+    met, manifest.silent_adapters = trainings_of(config)
     for note in corpus.notes:
         print(f"note: {note}", file=sys.stderr)
     manifest.started, manifest.rows, manifest.command = _now(), corpus.rows, command
@@ -106,12 +111,25 @@ def run_scoring(
     try:
         with Lease(output) as lease:
             output.write_manifest(manifest)
+            if met is None:
+                output.remove(TRAINED_ON)  # of an attempt that wrote no row
+            else:
+                output.write_whole(TRAINED_ON, met.write)
             return _score(config, corpus, output, manifest, lease, retry, verbose)
     except Exception as error:
         if not isinstance(error, UserError) and any(sign in str(error) for sign in _FULL):
             rule = "there is no space left on it"
             raise RunBroken(f"--output {output_uri}", rule, "make room; the same command goes on") from error
         raise
+
+
+def trainings_of(config: RunConfig) -> tuple[Seen | None, list[str]]:
+    """What the model and the adapters that judge were trained on; and the names of adapters that do not say it."""
+    if config.engine.kind == "simulated":
+        return None, []
+    folder = model_folder(config.model)
+    adapters = load_adapters(config.model.adapters, folder)
+    return trained_on(folder, [adapters[aspect] for aspect in config.scoring.aspects if aspect in adapters])
 
 
 def _score(

@@ -1,6 +1,7 @@
 """What an output folder is: its manifest, its fingerprint, and what it holds so far.
 
 OUTPUT/run.json      the manifest: what was run, on what, and how it ended
+OUTPUT/trained_on.parquet  what its adapters were trained on, as far as their folders say (seen.py)
 OUTPUT/scores/       the rows, as parquet files
 OUTPUT/checkpoint/   marks of files that are being written and of those that are whole (Ray Data's)
 OUTPUT/lease.json    who is at work in it (lease.py)
@@ -129,6 +130,8 @@ class Manifest:
         command: what was typed, to say how to go on; None where it was no command.
         engine: counters of the engines: tokens, cache queries and hits.
         states_of: of a training set, what decided its states; else empty.
+        silent_adapters: names of those that do not say what they were trained on; what the others say is in
+            `trained_on.parquet` beside it.
         first_answer: of a training set, whether its descriptions are the model's `own` or `given`.
     """
 
@@ -144,6 +147,7 @@ class Manifest:
     counts: dict[str, int] = field(default_factory=dict)
     engine: dict[str, float] = field(default_factory=dict)
     states_of: dict[str, str] = field(default_factory=dict)
+    silent_adapters: list[str] = field(default_factory=list)
     first_answer: str | None = None
     rows: int | None = None
     command: str | None = None

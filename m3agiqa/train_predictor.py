@@ -35,13 +35,13 @@ from m3agiqa.predictor.captured import (
     read_conversations,
 )
 from m3agiqa.predictor.group import Alone, Processes
-from m3agiqa.predictor.seen import Seen
 from m3agiqa.predictor.shares import Part, data_digest, labels_of, part, trained_on
 from m3agiqa.predictor.splits import Parts, split
 from m3agiqa.predictor.states import BYTES_OF_A_NUMBER, decode, states_width
 from m3agiqa.predictor.store import SHEET, Predictor, build_head
 from m3agiqa.predictor.trainer import BEST, EpochRecord, Trainer, head_config, standardisation
 from m3agiqa.ray_training import check_batch, check_resources, fit, open_board
+from m3agiqa.seen import Seen
 from m3agiqa.tracking import check_trackers
 from m3agiqa.train_config import TrainConfig
 from m3agiqa.training_run import Teller, TrainingRun, of_epochs, out_folder
@@ -283,13 +283,15 @@ def _finish(
     result: Any,
     history: list[EpochRecord],
     states_of: dict[str, str],
-    met: Seen,
+    met: Seen | None,
     started: float,
 ) -> dict[str, Any]:
     """Calibrates the best weights and writes the predictor."""
     config = head_config(job.config, job.width, job.outputs)
     best = max((record for record in history if record["best"]), key=lambda record: record["epoch"])
     scores = torch.tensor(result.return_value["calibration"])
+    provenance = {"training": run.fingerprint, "epoch": best["epoch"], "validation": best["validation"]}
+    provenance["notes"] = list(run.notes)
     with result.checkpoint.as_directory() as folder:
         predictor = Predictor(
             build_head(config, load_file(Path(folder) / BEST), f"{folder}/{BEST}"),
@@ -297,7 +299,7 @@ def _finish(
             standardisation(job.train.labels, job.outputs),
             _calibrations(job, scores),
             states_of,
-            {"training": run.fingerprint, "epoch": best["epoch"], "validation": best["validation"], **run.parts},
+            provenance | run.parts,
             met,
         )
         intervals = {name: one.model_dump() for name, one in predictor.calibration.items()}

@@ -13,7 +13,7 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.cli import main
 from m3agiqa.evaluate import evaluate
 from m3agiqa.evaluation.gather import Request
-from m3agiqa.predictor.seen import FILE, seen
+from m3agiqa.seen import FILE, VALIDATION, seen, union
 from tests.evaluation.evaluating import labelled, write
 
 LABELS = ["--label", "quality=mos_q", "authenticity=mos_a", "correspondence=mos_c"]
@@ -161,19 +161,19 @@ def test_a_training_that_met_the_test_set_is_refused_unless_forced(tables, rows,
     truth, scores = tables
     predictor = tmp_path / "predictor"
     predictor.mkdir()
-    pq.write_table(seen(["i0007", "x"], [], ["another prompt"]).table(), predictor / FILE)
+    seen(["i0007", "x"], [], ["another prompt"]).write(predictor / FILE)
     args = ["--truth", truth, "--scores", scores, "--label", "quality=mos_q", "--out", str(tmp_path / "out")]
     args += ["--predictor", str(predictor), "--samples", "100", "--no-plots"]
     line = refused(capsys, *args)
-    assert "1 ids of the evaluated rows were trained on (i0007)" in line
+    assert f"predictor {predictor}: was trained on 1 ids of the evaluated rows (i0007)" in line
     assert "--force" in line
     assert not (tmp_path / "out").exists()
     assert main(["evaluate", *args, "--force"]) == 0
     assert "**Forced: the training has met the test set." in (tmp_path / "out" / "report.md").read_text()
-    pq.write_table(seen(["y"], [], ["prompt 3"]).table(), predictor / FILE)
+    seen(["y"], [], ["prompt 3"]).write(predictor / FILE)
     capsys.readouterr()
     assert "1 prompts of the evaluated rows" in refused(capsys, *args)
-    pq.write_table(seen(["y"], [], ["another"]).table(), predictor / FILE)
+    seen(["y"], [], ["another"]).write(predictor / FILE)
     assert main(["evaluate", *args]) == 0
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["forced"] == []
 
@@ -222,9 +222,8 @@ def odd_ids(folder, rows):
     return write(folder / "odd.csv", [row | {"id": f"other-{row['id']}"} for row in rows], columns)
 
 
-def test_a_run_is_evaluated_by_its_own_columns(rows, tmp_path):
+def write_run(folder, rows, predictor=None, **more):
     """As `make demo` leaves one: human scores passed through, some rows not ok, some aspects not judged."""
-    folder = tmp_path / "run"
     (folder / "scores").mkdir(parents=True)
     made = [
         row | {"status": "ok" if i % 10 else "failed", "quality_rating_score": row["quality_mos"]}
@@ -234,8 +233,57 @@ def test_a_run_is_evaluated_by_its_own_columns(rows, tmp_path):
         [{k: v for k, v in row.items() if k != "image_path"} | {"image": "x.png"} for row in made]
     )
     pq.write_table(table, folder / "scores" / "part-0.parquet")
-    manifest = {"fingerprint": "f0", "fingerprint_parts": {}, "config": {"predictor": {"path": None}}, "input": "x"}
+    config = {"predictor": {"path": predictor}}
+    manifest = {"fingerprint": "f0", "fingerprint_parts": {}, "config": config, "input": "x"} | more
     (folder / "run.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_an_adapter_that_met_the_test_set_is_refused_as_a_predictor_is(rows, tmp_path, capsys):
+    predictor = tmp_path / "predictor"
+    predictor.mkdir()
+    seen(["i0002"], [], []).write(predictor / FILE)
+    folder = write_run(tmp_path / "run", rows, str(predictor))
+    union([seen(["x"], [], []), seen(["i0003", "i0010"], [], [], VALIDATION)]).write(folder / FILE)
+    args = ["--scores", str(folder), "--label", "quality=mos_q", "--out", str(tmp_path / "out")]
+    args += ["--samples", "100", "--no-plots"]
+    assert f"predictor {predictor}: was trained on 1 ids of" in refused(capsys, *args)
+    seen(["x"], [], []).write(predictor / FILE)
+    # i0010 is not ok, and not evaluated.
+    assert f"adapter of {folder}: was trained on 1 ids of the evaluated rows (i0003)" in refused(capsys, *args)
+    assert main(["evaluate", *args, "--force"]) == 0
+    mark = "The adapter was trained on 1 ids of the evaluated rows (i0003)"
+    assert f"the training has met the test set. {mark}. These" in (tmp_path / "out" / "report.md").read_text()
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["forced"] == [mark]
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "note"),
+    [
+        ((), {}, "what the scorer was trained on is not known"),
+        (("predictor",), {}, None),
+        (("run",), {}, "what the predictor PREDICTOR was trained on is not known"),
+        (("predictor", "run"), {"silent_adapters": ["b_1"]}, "what the adapter b_1 was trained on is not known"),
+        (
+            ("predictor",),
+            {"fingerprint_parts": {"model": {"adapters": {"quality": "1"}}}},
+            "what the adapter of the run",
+        ),
+    ],
+)
+def test_what_is_not_known_of_a_training_is_noted(rows, tmp_path, said, more, note):
+    (tmp_path / "predictor").mkdir()
+    folder = write_run(tmp_path / "run", rows, str(tmp_path / "predictor"), **more)
+    for name in said:
+        seen(["x"], [], []).write(tmp_path / name / FILE)
+    notes = evaluate(Request(str(folder), str(tmp_path / "out"), labels=QUALITY, samples=100, plots=False))["notes"]
+    found = [one for one in notes if "not known" in one]
+    assert len(found) == (note is not None)
+    assert all(one.startswith(note.replace("PREDICTOR", str(tmp_path / "predictor"))) for one in found)
+
+
+def test_a_run_is_evaluated_by_its_own_columns(rows, tmp_path):
+    folder = write_run(tmp_path / "run", rows)
     result = evaluate(Request(str(folder), str(tmp_path / "out"), labels=QUALITY, samples=100, plots=False))
     assert result["fingerprint"] == "f0"
     assert result["aspects"]["quality"]["rows"] == 144

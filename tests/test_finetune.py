@@ -1,5 +1,6 @@
 """Fine-tuning by the command, with real Ray Train, real engines and real processes that are killed."""
 
+import hashlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pyarrow.dataset
 import pytest
 from safetensors.torch import load_file
 
+from m3agiqa import seen
 from m3agiqa.adapters import load_adapters
 from m3agiqa.aspects import Aspect
 from m3agiqa.cli import main
@@ -71,7 +73,7 @@ def test_the_taught_words_are_what_score_says(model, corpus, tmp_path, local_ray
     assert "conversations/s" in said
     assert f"'model.adapters={out}'" in said
     assert sorted(path.name for path in Path(out).iterdir()) == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "m3agiqa.json",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "m3agiqa.json", "trained_on.parquet",
     ]  # fmt: skip
     card = Path(out, "README.md").read_text()
     assert model_digest(model) in card
@@ -129,6 +131,16 @@ def test_best_and_last_are_kept_and_told_of(model, corpus, undisturbed):
     assert done["best_step"] == best["step"]
     assert (bits(out) == bits(beside / "last")) == (best is judged[-1])
     assert set(load_adapters(str(out), model)) == set(Aspect)
+    pictures = Path(corpus).parent
+    digests = [hashlib.sha256((pictures / f"{i}.png").read_bytes()).hexdigest() for i in range(10)]
+    ids = [f"r{i}" for i in range(10)]
+    for folder in (out, beside / "last"):
+        met = seen.read(folder)
+        for part, count in ((seen.TRAIN, 9), (seen.VALIDATION, 1)):
+            assert [int(one[1:]) for one in met.met("id", ids, part)] == [
+                digests.index(one) for one in met.met("image", digests, part)
+            ]
+            assert len(met.met("id", ids, part)) == count
     assert done["proof"]["images"] == 1
     assert sum("conversations/s" in line for line in said) == len(steps)
     again, silent = tune(model, corpus, out, *LONG)

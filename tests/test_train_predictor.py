@@ -20,6 +20,7 @@ from m3agiqa.predictor.captured import chunks, open_captured, read_chunk, read_c
 from m3agiqa.predictor.metrics import agreement
 from m3agiqa.predictor.splits import split
 from m3agiqa.predictor.states import decode
+from m3agiqa.seen import FILE, TRAIN, VALIDATION, seen, union
 from m3agiqa.settings import load
 from m3agiqa.train_config import TrainConfig
 from m3agiqa.train_predictor import train_predictor
@@ -83,6 +84,9 @@ def test_a_predictor_comes_out(captured, trained):
     ]
     assert predictor.trained_on.met("id", ["i0003", "never"]) == ["i0003"]
     assert predictor.trained_on.met("prompt", ["never", "i 7"]) == ["i 7"]
+    ids = [f"i{i:04}" for i in range(120)]
+    assert len(predictor.trained_on.met("id", ids, TRAIN)) == done["counts"]["train"]["images"]
+    assert predictor.provenance["notes"] == done["notes"]
     beside = out.with_name("predictor.training")
     assert sorted(p.name for p in beside.iterdir()) == ["last", "tensorboard", "training.json"]
     assert json.loads((beside / "training.json").read_text()) == done
@@ -301,6 +305,60 @@ def test_no_prompt_and_no_image_is_in_two_parts(tmp_path):
     again = plan(folder, labels=labels)[1]
     assert again.train.tolist() == parts.train.tolist()
     assert plan(folder, "optim.seed=1", labels=labels)[1].train.tolist() != parts.train.tolist()
+
+
+def ids_of(conversations, keys):
+    return {conversations.ids[i] for i in conversations.image[keys].tolist()}
+
+
+def taught(folder, ids, images=(), validation=()):
+    """A captured set whose adapter was trained on some of its images."""
+    union([seen(ids, images, []), seen(validation, [], [], VALIDATION)]).write(Path(folder, FILE))
+    return folder
+
+
+def test_intervals_are_calibrated_on_images_that_no_adapter_was_trained_on(tmp_path):
+    made = rows(200, prompts=100)
+    for i, row in enumerate(made):
+        row["image_sha256"] = f"{i:064x}"
+    before, plain = plan(write(tmp_path / "plain", made))
+    # Of 60 prompts by id, of 10 by the image alone; the other 30, of which one was in both parts, are like new ones.
+    ids = [row["id"] for i, row in enumerate(made) if i % 100 < 60]
+    images = [row["image_sha256"] for i, row in enumerate(made) if 60 <= i % 100 < 70]
+    held = [row["id"] for i, row in enumerate(made) if i % 100 >= 70]
+    folder = taught(write(tmp_path / "set", made), ids, images, held)
+    conversations, parts = plan(folder)
+    assert parts.validation.tolist() == plain.validation.tolist()
+    calibrated = ids_of(conversations, parts.calibration)
+    assert len(calibrated) == len(plain.calibration) == 18
+    assert calibrated <= set(held)
+    assert parts.notes == ("intervals are calibrated on 18 images that no adapter was trained on",)
+    assert not ids_of(before, plain.calibration) <= set(held)
+    # Fewer than asked for, but enough for the level.
+    few = plan(taught(folder, [row["id"] for i, row in enumerate(made) if i % 100 >= 6]))
+    assert 4 <= len(few[1].calibration) <= 12
+    assert "that no adapter was trained on" in few[1].notes[0]
+
+
+def test_without_images_like_new_ones_intervals_are_calibrated_as_ever_and_a_note_says_so(tmp_path):
+    made = rows(200, prompts=100)
+    plain = plan(write(tmp_path / "plain", made))[1]
+    for name, ids, count in (("all", [row["id"] for row in made], 18), ("unmet", ["other"], 0)):
+        parts = plan(taught(write(tmp_path / name, made), ids))[1]
+        assert [parts.train.tolist(), parts.calibration.tolist()] == [plain.train.tolist(), plain.calibration.tolist()]
+        said = f"an adapter was trained on {count} of the 18 calibration images, so that intervals may be too narrow"
+        assert [note.startswith(said) for note in parts.notes] == ([True] if count else [])
+    # Images of a prompt that was trained on are kept together with those that were.
+    mixed = plan(taught(write(tmp_path / "mixed", made), [row["id"] for row in made[:100]]))[1]
+    assert "intervals may be too narrow" in mixed.notes[0]
+    assert not plan(str(tmp_path / "mixed"), "calibration.share=0")[1].notes
+
+
+def test_validation_sets_without_a_label_are_refused(tmp_path):
+    sets = [write(tmp_path / "a", rows(60)), write(tmp_path / "b", all_with(rows(9, prefix="b"), status="failed"))]
+    for more in ((), ("data.split_by=split",)):
+        with pytest.raises(UserError, match=f"--validation {sets[1]}: no image has a label of quality with states"):
+            train(sets[0], tmp_path / "p", *more, validation=[sets[1]])
 
 
 def test_the_column_split_is_kept_to_and_tests_are_not_touched(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from m3agiqa.cli import main
+from m3agiqa.seen import TRAIN, VALIDATION, read
 from m3agiqa.tiny.opinions import training_pictures, write
 from tests.distil.teacher_server import KEY, TeacherServer
 
@@ -78,6 +79,24 @@ def test_five_commands_lead_from_scores_and_a_key_to_scores(tmp_path, labelled, 
     # A score at the end of the scale is the end of its interval, which is never empty.
     assert all(row["quality_mos_low"] <= row["quality_mos"] <= row["quality_mos_high"] for row in found)
     assert all(row["quality_mos_low"] < row["quality_mos_high"] for row in found)
+    # What the adapter was trained on is known to all that comes after it.
+    ids = [row["id"] for row in found]
+    for part, count in ((TRAIN, 21), (VALIDATION, 3)):
+        learnt = read("adapter").met("id", ids, part)
+        assert len(learnt) == count
+        assert read("states").met("id", ids, part) == read("scores").met("id", ids, part) == learnt
+        digests = {row["image_sha256"] for row in found if row["id"] in learnt}
+        assert set(read("scores").met("image", list(digests), part)) == digests
+    trained = json.loads((tmp_path / "predictor" / "predictor.json").read_text())["provenance"]
+    assert "calibration images, so that intervals may be too narrow" in trained["notes"][-1]
+    capsys.readouterr()
+    evaluate = ["evaluate", "--scores", "scores", "--label", "quality=mos_column", "--out", "evaluation", "--no-plots"]
+    assert main(evaluate) == 2
+    (tmp_path / "predictor" / "trained_on.parquet").unlink()
+    assert main(evaluate) == 2
+    assert [line.partition(": was trained on ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "m3agiqa: predictor predictor", "m3agiqa: adapter of scores",
+    ]  # fmt: skip
     # The adapter that was made is the one that scores.
     judged = json.loads((tmp_path / "scores" / "run.json").read_text())["fingerprint_parts"]["model"]
     assert set(judged["adapters"]) == {"quality", "correspondence", "authenticity"}

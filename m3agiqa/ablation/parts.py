@@ -54,11 +54,11 @@ def assign(inputs: Sequence[Input], config: AblateConfig) -> Parts:
         part_of = _given([splits[i] for i in ids])
     else:
         part_of = ["train"] * len(ids)
-        for i in hold_out(range(len(ids)), groups, config.measure.test_share, rng):
+        for i in hold_out(range(len(ids)), groups, config.measure.test_share * len(ids), rng):
             part_of[i] = "test"
     if "val" not in part_of:
         left = [i for i, part in enumerate(part_of) if part == "train"]
-        for i in hold_out(left, groups, config.data.validation_share, rng):
+        for i in hold_out(left, groups, config.data.validation_share * len(left), rng):
             part_of[i] = "val"
     return Parts(dict(zip(ids, part_of, strict=True)), _notes(ids, part_of, prompts))
 

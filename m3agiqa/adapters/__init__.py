@@ -5,7 +5,7 @@ Light to import. `load` reads the configured adapters and holds them against the
 """
 
 from m3agiqa.adapters.files import Adapter
-from m3agiqa.adapters.load import load_adapters
+from m3agiqa.adapters.load import load_adapters, trained_on
 from m3agiqa.adapters.merge import merge_adapter
 from m3agiqa.adapters.peft import add_to_transformers, use_adapter
 from m3agiqa.adapters.vllm import add_to_vllm, check_for_vllm, distinct, tower_adapters, vllm_lora_args
@@ -19,6 +19,7 @@ __all__ = [
     "load_adapters",
     "merge_adapter",
     "tower_adapters",
+    "trained_on",
     "use_adapter",
     "vllm_lora_args",
 ]

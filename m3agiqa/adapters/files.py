@@ -10,6 +10,7 @@ from typing import Any
 
 from m3agiqa.errors import UserError
 from m3agiqa.models import model_digest
+from m3agiqa.seen import FILE as TRAINED_ON
 
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B)")
@@ -117,7 +118,7 @@ def _adapter_folder(value: str, shown: str) -> Path:
 
     name, _, revision = value.partition("@")
     try:
-        found = Path(snapshot_download(name, revision=revision or None, allow_patterns=["adapter_*"]))
+        found = Path(snapshot_download(name, revision=revision or None, allow_patterns=["adapter_*", TRAINED_ON]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

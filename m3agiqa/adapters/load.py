@@ -1,7 +1,7 @@
 """Reads the adapters that a configuration names, and refuses those that were not made for its model."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.config import AUTO_ADAPTERS
 from m3agiqa.errors import UserError
 from m3agiqa.models import adapter_beside, model_config_json
+from m3agiqa.seen import Seen, read, union
 
 KEY = "model.adapters"
 """How errors call the setting."""
@@ -47,9 +48,22 @@ def load_adapters(adapters: Adapters | None, model: Path) -> dict[Aspect, Adapte
     if not adapters:
         return {}
     wanted = _by_aspect(adapters)
-    read = {value: _load(value, key, model) for value, key in dict(wanted.values()).items()}
-    same = {adapter.digest: adapter for adapter in reversed(read.values())}
-    return {aspect: same[read[value].digest] for aspect, (value, _) in wanted.items()}
+    loaded = {value: _load(value, key, model) for value, key in dict(wanted.values()).items()}
+    same = {adapter.digest: adapter for adapter in reversed(loaded.values())}
+    return {aspect: same[loaded[value].digest] for aspect, (value, _) in wanted.items()}
+
+
+def trained_on(model: Path, adapters: Iterable[Adapter]) -> tuple[Seen | None, list[str]]:
+    """What some adapters were trained on, and a model that others are merged into, as far as their folders say.
+
+    Returns:
+        That, or None where nothing is known; and the names of the adapters that say nothing.
+
+    Raises:
+        UserError: for what their folders say and cannot be read.
+    """
+    found = {adapter.name: read(adapter.folder) for adapter in adapters}
+    return union([read(model), *found.values()]), [name for name, one in found.items() if one is None]
 
 
 def _by_aspect(adapters: Adapters) -> dict[Aspect, tuple[str, str]]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m3agiqa.adapters.files import Adapter, canonical, checkpoint_files, checkpoint_shapes, has_own_head, read_adapter
-from m3agiqa.adapters.load import check_base
+from m3agiqa.adapters.load import check_base, trained_on
 from m3agiqa.adapters.peft import attach
 from m3agiqa.config import ModelConfig
 from m3agiqa.errors import UserError
 from m3agiqa.models import model_config_json, model_digest, model_folder
+from m3agiqa.seen import FILE as TRAINED_ON
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,9 @@ def merge_adapter(
         work = Path(temporary) / "merged"
         _merge(folder, source, work, trust_remote_code=trust_remote_code, dtype=dtype)
         _copy_companions(folder, work, dtype)
+        met, _ = trained_on(folder, [source])
+        if met is not None:
+            met.write(work / TRAINED_ON)
         checked = check_merged(folder, source, work)
         record = {"model": model_digest(folder), "adapter": source.digest, "dtype": dtype, **checked}
         (work / "m3agiqa_merge.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

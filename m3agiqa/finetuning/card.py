@@ -12,14 +12,18 @@ from m3agiqa.corpus.files import is_local
 from m3agiqa.finetune_config import FinetuneConfig
 from m3agiqa.finetuning.figures import Figures
 from m3agiqa.finetuning.learner import ADAPTER, lora_config
+from m3agiqa.seen import FILE as TRAINED_ON
+from m3agiqa.seen import Seen
 from m3agiqa.settings import dump_config
 
 SHEET = "m3agiqa.json"
 """The file of an adapter's folder that names its training, base model and figures."""
 
 
-def write_adapter(folder: Path, weights: Mapping[str, torch.Tensor], targets: str, config: FinetuneConfig) -> None:
-    """Writes what PEFT and vLLM load.
+def write_adapter(
+    folder: Path, weights: Mapping[str, torch.Tensor], targets: str, config: FinetuneConfig, met: Seen | None = None
+) -> None:
+    """Writes what PEFT and vLLM load, and what the training has met.
 
     Args:
         weights: by their names in the model (`Trainer.weights`). targets: pattern of the modules that are changed.
@@ -30,6 +34,8 @@ def write_adapter(folder: Path, weights: Mapping[str, torch.Tensor], targets: st
     settings = lora_config(config, targets)
     settings.inference_mode = True
     settings.save_pretrained(str(folder))
+    if met is not None:
+        met.write(folder / TRAINED_ON)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes files that only their owner can read
 

@@ -6,7 +6,7 @@ part, too: an adapter that has seen a validation prompt in training looks better
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,8 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.errors import UserError
 from m3agiqa.finetune_config import FinetuneConfig
 from m3agiqa.finetuning.talks import Picture, Talk, Talks
-from m3agiqa.predictor.splits import hold_out, part_of_name
+from m3agiqa.predictor.splits import check_validation, hold_out, part_of_name
+from m3agiqa.seen import TRAIN, VALIDATION, Seen, seen, union
 
 PARTS = ("train", "val")
 
@@ -53,6 +54,20 @@ class Split:
             found[name] = {"images": len({talk.picture for talk in talks}), **dict(sorted(by_aspect.items()))}
         return found
 
+    def trained_on(self, pictures: Sequence[Picture], digests: Mapping[int, str]) -> Seen | None:
+        """What a training on it has met, part by part; an image that is in neither part it has not.
+
+        Args:
+            digests: SHA-256 of the image files, by the pictures' numbers, as far as they are known.
+        """
+        found = []
+        for part, talks in ((TRAIN, self.train), (VALIDATION, self.validation)):
+            numbers = sorted({talk.picture for talk in talks})
+            rows = [pictures[i] for i in numbers]
+            ids, prompts = [row.id for row in rows], [row.prompt for row in rows]
+            found.append(seen(ids, [digests.get(i) for i in numbers], prompts, part))
+        return union(found)
+
     def digest(self, pictures: Sequence[Picture]) -> str:
         """Of which conversation is in which part."""
         digest = hashlib.sha256()
@@ -64,17 +79,25 @@ class Split:
         return digest.hexdigest()[:16]
 
 
-def split(talks: Talks, config: FinetuneConfig, aspects: Sequence[Aspect], training_inputs: int) -> Split:
+def split(
+    talks: Talks,
+    config: FinetuneConfig,
+    aspects: Sequence[Aspect],
+    training_inputs: int,
+    validation: Sequence[str] = (),
+) -> Split:
     """Splits as `config.data` says; decided by the seed and the ids alone.
 
     Args:
         aspects: the others are left out.
         training_inputs: the first so many inputs are for training, the others for validation only.
+        validation: the URIs of those others.
 
     Raises:
         UserError: for a part that comes out empty, and unknown values of `split`.
     """
     pictures = talks.pictures
+    check_validation(validation, (picture.origin for picture in pictures), training_inputs, "conversation")
     part_of = ["train" if picture.origin < training_inputs else "val" for picture in pictures]
     if config.data.split_by == "split":
         part_of = _by_column(pictures, part_of, training_inputs)
@@ -82,7 +105,8 @@ def split(talks: Talks, config: FinetuneConfig, aspects: Sequence[Aspect], train
         by_prompt = config.data.split_by == "prompt"
         groups = [f"prompt {p.prompt}" if by_prompt and p.prompt is not None else f"id {p.id}" for p in pictures]
         rng = np.random.default_rng(config.optim.seed)
-        for i in hold_out(list(range(len(pictures))), groups, config.data.validation_share, rng):
+        wanted = config.data.validation_share * len(pictures)
+        for i in hold_out(range(len(pictures)), groups, wanted, rng):
             part_of[i] = "val"
     mine = [talk for talk in talks.talks if talk.aspect in aspects]
     train, judged = ([talk for talk in mine if part_of[talk.picture] == part] for part in PARTS)

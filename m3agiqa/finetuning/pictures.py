@@ -1,5 +1,6 @@
 """A worker's images, ready for the model: read once, kept as far as they fit, else read anew in the background."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -94,6 +95,8 @@ class Pictures:
         self._spill: IO[bytes] | None = None
         self.tokens: dict[int, np.ndarray] = {}
         """Number of an image -> the token ids that stand for it."""
+        self.digests: dict[int, str] = {}
+        """Number of an image -> the SHA-256 of its file, once that was read."""
 
     @property
     def kept(self) -> int:
@@ -165,7 +168,10 @@ class Pictures:
                     yield number, Bad(self._pictures[number].row, _reason(error))
 
     def _pixels(self, number: int) -> np.ndarray:
-        return decode(self._bytes(number), **self._limits.model_dump()).pixels
+        data = self._bytes(number)
+        if number not in self.digests:
+            self.digests[number] = hashlib.sha256(data).hexdigest()
+        return decode(data, **self._limits.model_dump()).pixels
 
     def _bytes(self, number: int) -> bytes:
         picture = self._pictures[number]

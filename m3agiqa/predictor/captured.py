@@ -11,7 +11,7 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from pyarrow import fs as pafs
 from m3agiqa.corpus.files import absolute, join, locate
 from m3agiqa.corpus.numbers import are_numbers, floats
 from m3agiqa.errors import UserError
+from m3agiqa.seen import Seen
+from m3agiqa.seen import read as read_seen
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -37,6 +39,7 @@ class CapturedSet:
     Attributes:
         uri: of the folder. fingerprint, states_of: from its manifest.
         files: URIs of its parquet files, sorted. schema: of the first of them.
+        met: what the adapters that made it were trained on; None where that is not known.
     """
 
     uri: str
@@ -44,6 +47,7 @@ class CapturedSet:
     states_of: dict[str, str]
     files: tuple[str, ...]
     schema: pa.Schema
+    met: Seen | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ def open_captured(uri: str, flag: str = "--input") -> CapturedSet:
     if not names:
         raise UserError(said, "holds no rows in scores/", "capture some images into it")
     files = tuple(join(join(uri, "scores"), name) for name in names)
-    return CapturedSet(uri, str(fingerprint), {k: str(v) for k, v in states_of.items()}, files, _schema(files[0]))
+    made_by = {k: str(v) for k, v in states_of.items()}
+    return CapturedSet(uri, str(fingerprint), made_by, files, _schema(files[0]), read_seen(uri))
 
 
 def read_conversations(

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from m3agiqa.predictor.captured import Chunk, Conversations, Ints, chunks
-from m3agiqa.predictor.seen import Seen, seen
 from m3agiqa.predictor.splits import Parts
 from m3agiqa.predictor.trainer import Labels
+from m3agiqa.seen import CALIBRATION, TRAIN, VALIDATION, Seen, seen, union
 
 # Chunks for each process at least, where there are enough conversations: shares of nearly the same size.
 _CHUNKS_EACH = 8
@@ -60,8 +60,11 @@ def data_digest(conversations: Conversations, parts: Parts) -> str:
     return digest.hexdigest()[:16]
 
 
-def trained_on(conversations: Conversations, parts: Parts) -> Seen:
-    """The images and prompts of every part: validation chose the epoch, calibration the intervals."""
-    images = np.unique(conversations.image[np.concatenate([parts.train, parts.validation, parts.calibration])]).tolist()
-    digests, prompts = ([values[i] for i in images] for values in (conversations.digests, conversations.prompts))
-    return seen([conversations.ids[i] for i in images], digests, prompts)
+def trained_on(conversations: Conversations, parts: Parts) -> Seen | None:
+    """The images and prompts of every part."""
+    found = []
+    for part_, keys in ((TRAIN, parts.train), (VALIDATION, parts.validation), (CALIBRATION, parts.calibration)):
+        images = np.unique(conversations.image[keys]).tolist()
+        digests, prompts = ([values[i] for i in images] for values in (conversations.digests, conversations.prompts))
+        found.append(seen([conversations.ids[i] for i in images], digests, prompts, part_))
+    return union(found)

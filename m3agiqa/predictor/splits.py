@@ -2,11 +2,14 @@
 
 All aspects of an image are in one part. By default all images of a prompt are, too: a predictor that has seen
 a validation prompt in training looks better than it is.
+
+Intervals are calibrated on images that no adapter was trained on, where they are enough: the states of the others
+tell more of their score than those of new images do, and intervals from them hold less often than they say.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,6 +17,7 @@ import numpy as np
 
 from m3agiqa.errors import UserError
 from m3agiqa.predictor.captured import Conversations, Ints
+from m3agiqa.seen import TRAIN, union
 from m3agiqa.train_config import TrainConfig
 
 _NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -53,22 +57,73 @@ def split(conversations: Conversations, config: TrainConfig, names: Sequence[str
     Raises:
         UserError: for a part that comes out empty or too small for its use, and unknown values of `split`.
     """
+    given = [one.uri for one in conversations.sets[training_sets:]]
+    check_validation(given, conversations.origin, training_sets, f"label of {', '.join(names)} with states")
     rng = np.random.default_rng(config.optim.seed)
     part_of = _given(conversations, config, training_sets)
     groups = _groups(conversations, by_prompt=config.data.split_by != "id")
     images = [i for i, part in enumerate(part_of) if part == "train"]
     if "val" not in part_of:
-        for i in hold_out(images, groups, config.data.validation_share, rng):
+        for i in hold_out(images, groups, config.data.validation_share * len(images), rng):
             part_of[i] = "val"
     images = [i for i in images if part_of[i] == "train"]
+    taught = _taught(conversations)
+    held: list[int] = []
     if config.calibration.share:
-        for i in hold_out(images, groups, config.calibration.share, rng):
-            part_of[i] = "calibration"
+        free = _free(conversations, images, groups, taught, config.calibration.level)
+        held = hold_out(free or images, groups, config.calibration.share * len(images), rng)
+    for i in held:
+        part_of[i] = "calibration"
     of_conversation = np.array(part_of)[conversations.image]
     train, validation, calibration = (np.flatnonzero(of_conversation == p) for p in ("train", "val", "calibration"))
-    parts = Parts(train, validation, calibration, _notes(conversations, part_of))
+    parts = Parts(train, validation, calibration, (*_notes(conversations, part_of), *_interval_notes(held, taught)))
     _check(conversations, parts, config, names)
     return parts
+
+
+def check_validation(given: Sequence[str], origins: Iterable[int], training: int, what: str) -> None:
+    """Refuses validation inputs of which nothing can be used: a share of the training would judge in their place.
+
+    Args:
+        given: their URIs. origins: number of the input of each image that has a `what`.
+        training: the first so many inputs are for training.
+    """
+    if given and all(origin < training for origin in origins):
+        cure = "give others, or leave it out: a share of the training images (data.validation_share) judges then"
+        raise UserError(f"--validation {', '.join(given)}", f"no image has a {what}", cure)
+
+
+def _taught(conversations: Conversations) -> set[int]:
+    """The images that an adapter of the captured sets was trained on, as far as that is known."""
+    met = union(one.met for one in conversations.sets)
+    if met is None:
+        return set()
+    digests, ids = (set(met.met(k, v, TRAIN)) for k, v in (("image", conversations.digests), ("id", conversations.ids)))
+    pairs = zip(conversations.ids, conversations.digests, strict=True)
+    return {i for i, (one, digest) in enumerate(pairs) if one in ids or digest in digests}
+
+
+def _free(
+    conversations: Conversations, images: Sequence[int], groups: Sequence[str], taught: set[int], level: float
+) -> list[int]:
+    """The images to calibrate on: those of groups without a taught image; none, if they are too few for the level."""
+    mixed = {groups[i] for i in images if i in taught}
+    free = [i for i in images if groups[i] not in mixed]
+    outputs = int(conversations.output.max()) + 1
+    labels = np.bincount(conversations.output[np.isin(conversations.image, free)], minlength=outputs)
+    return free if labels.min() >= labels_needed(level) else []
+
+
+def _interval_notes(held: Sequence[int], taught: set[int]) -> list[str]:
+    """What the adapters' training means for the intervals; nothing where it has met none of the images."""
+    if not held or not taught:
+        return []
+    if not (both := len(taught.intersection(held))):
+        return [f"intervals are calibrated on {len(held)} images that no adapter was trained on"]
+    return [
+        f"an adapter was trained on {both} of the {len(held)} calibration images, so that intervals may be too narrow: "
+        "capture labelled images that it was not trained on as well, or raise finetune's data.validation_share"
+    ]
 
 
 def labels_needed(level: float) -> int:
@@ -110,15 +165,15 @@ def part_of_name(value: str | None) -> str | None:
     return _NAMES.get(str(value))
 
 
-def hold_out(images: Sequence[int], groups: Sequence[str], share: float, rng: np.random.Generator) -> list[int]:
-    """Whole groups at random until they hold the share of the images."""
+def hold_out(images: Sequence[int], groups: Sequence[str], wanted: float, rng: np.random.Generator) -> list[int]:
+    """Whole groups at random until they hold so many images."""
     members: dict[str, list[int]] = {}
     for i in images:
         members.setdefault(groups[i], []).append(i)
     names = sorted(members)
     held: list[int] = []
     for place in rng.permutation(len(names)).tolist():
-        if len(held) >= share * len(images):
+        if len(held) >= wanted:
             break
         held += members[names[place]]
     return held

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -23,9 +22,9 @@ from m3agiqa.aspects import SCALE_MAX, SCALE_MIN
 from m3agiqa.errors import UserError
 from m3agiqa.predictor.calibrate import Calibration
 from m3agiqa.predictor.head import Head, HeadConfig
-from m3agiqa.predictor.seen import FILE as TRAINED_ON
-from m3agiqa.predictor.seen import Seen
-from m3agiqa.predictor.seen import read as read_seen
+from m3agiqa.seen import FILE as TRAINED_ON
+from m3agiqa.seen import Seen
+from m3agiqa.seen import read as read_seen
 
 FORMAT: Literal[1] = 1
 WEIGHTS, SHEET = "predictor.safetensors", "predictor.json"
@@ -206,7 +205,7 @@ class Predictor:
             # safetensors itself would make a file that nobody else may read.
             (work / WEIGHTS).write_bytes(save(weights))
             if self.trained_on is not None:
-                pq.write_table(self.trained_on.table(), work / TRAINED_ON)
+                self.trained_on.write(work / TRAINED_ON)
             (work / SHEET).write_text(sheet.model_dump_json(indent=1) + "\n", encoding="utf-8")
             work.replace(target)
         return target

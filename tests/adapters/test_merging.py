@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from m3agiqa import seen
 from m3agiqa.adapters import add_to_transformers, load_adapters, merge_adapter, use_adapter
 from m3agiqa.adapters.files import read_adapter
 from m3agiqa.adapters.merge import check_merged
@@ -78,9 +79,13 @@ class TestMerging:
         (source / "modeling_own.py").write_text("x = 1\n")
         (source / ".cache").mkdir()
         (source / ".cache" / "x.json").write_text("{}")
+        adapter = edited(adapter, tmp_path / "adapter")
+        seen.seen(["a"], [], []).write(adapter / seen.FILE)
+        seen.seen(["b"], [], []).write(source / seen.FILE)
         (tmp_path / "out").mkdir()
         out = merge_adapter(str(source), str(adapter), str(tmp_path / "out"), dtype="float32")
         names = {path.name for path in source.iterdir()} - {".cache"}
+        assert seen.read(out).met("id", ["a", "b", "c"]) == ["a", "b"]
         assert {path.name for path in out.iterdir()} == names | {"m3agiqa_merge.json"}
         assert json.loads((out / "config.json").read_text()) == json.loads((source / "config.json").read_text())
         assert prompt_builder(out, ModelConfig(path=str(out)))
