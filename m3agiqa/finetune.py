@@ -97,6 +97,8 @@ def finetune(
     _tell_bad(talks.bad, skip_bad, say)
     if talks.silent:
         say(f"note: {talks.silent} rows without a conversation left out")
+    for aspect, count in talks.unanswered.items():
+        say(f"note: {aspect}: {count} rows without an answer left out")
     folder = out_folder(out)
     whole = {folder: talks.aspects}
     each = {folder / str(aspect): (aspect,) for aspect in talks.aspects}
