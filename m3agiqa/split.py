@@ -114,7 +114,7 @@ def _near(request: SplitRequest, ids: list[str], parts: list[str | None]) -> dic
         why = "not asked for" if not request.images else "a data set's table names no images that can be read"
         return {"distance": None, "reason": why}
     try:
-        hashes, failed = overlap.hashes(request.input)
+        hashes, failed = overlap.hashes(request.input, request.id_column)
     except UserError as error:
         return {"distance": None, "reason": f"the images cannot be opened ({error.rule})"}
     if not hashes:

@@ -124,7 +124,6 @@ _LOADERS: dict[str, Callable[[Path], DataSet]] = {
     "aigciqa2023": _aigciqa2023,
     "aigiqa-20k": _aigiqa_20k,
 }
-DATASETS = tuple(_LOADERS)
 
 
 def _csv(file: Path, needed: tuple[str, ...]) -> Table:
