@@ -29,7 +29,7 @@ def add_evaluate(commands: Any) -> argparse.ArgumentParser:
         metavar="NAME=FILE:COLUMN",
         help="another scorer's results, joined by id; {aspect} in COLUMN stands for the aspect",
     )
-    parser.add_argument("--split", metavar="FILE", help="of m3agiqa split (columns id and part)")
+    parser.add_argument("--split", metavar="FILE", help="of m3agiqa split (columns id, image and part)")
     parser.add_argument("--part", default="test", help="the part of --split that is evaluated (default test)")
     parser.add_argument("--train", metavar="FILE", help="instead of --split: a table of the rows that were trained on")
     parser.add_argument("--predictor", metavar="DIR", help="what made the scores, if their run.json does not say")
@@ -104,7 +104,9 @@ def add_split(commands: Any) -> argparse.ArgumentParser:
     """Adds the command to argparse's sub-parsers, and returns its parser."""
     parser: argparse.ArgumentParser = commands.add_parser("split", help="split a corpus into parts, as a file")
     parser.add_argument("--input", required=True, help="a corpus as for score, a table, or a data set's folder")
-    parser.add_argument("--out", required=True, help="a new .parquet or .csv of id and part; FILE.json goes beside it")
+    parser.add_argument(
+        "--out", required=True, help="a new .parquet or .csv of id, image and part; FILE.json goes beside it"
+    )
     parser.add_argument("--dataset", metavar="NAME", help="agiqa-3k, aigciqa2023 or aigiqa-20k, in --input")
     parser.add_argument(
         "--by",

@@ -1,6 +1,6 @@
-"""Makes a split: a file of ids and parts, and beside it what the parts hold and share.
+"""Makes a split: a file of rows and their parts, and beside it what the parts hold and share.
 
-FILE                    columns `id` and `part`, parquet or CSV
+FILE                    parquet or CSV; `id`, `image` (its file's name, by which rows without ids are found), `part`
 FILE.json               how it was made, rows and human scores by part, shared prompts, generators and near duplicates
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
@@ -64,7 +65,7 @@ def split(request: SplitRequest) -> dict[str, Any]:
         "shared_generators": overlap.shared(parts, table.strings("generator")),
         "near_duplicates": _near(request, ids, parts),
     }
-    _write(out, ids, parts, content)
+    _write(out, table, parts, content)
     return content
 
 
@@ -137,9 +138,9 @@ def _sheet(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def _write(out: Path, ids: list[str], parts: list[str | None], content: dict[str, Any]) -> None:
-    kept = sorted((one, part) for one, part in zip(ids, parts, strict=True) if part is not None)
-    rows = pa.table({"id": [one for one, _ in kept], "part": [part for _, part in kept]})
+def _write(out: Path, table: Table, parts: list[str | None], content: dict[str, Any]) -> None:
+    columns = {"id": table.keys("id"), "image": table.keys("image"), "part": pa.array(parts, pa.string())}
+    rows = pa.table(columns).filter(pc.field("part").is_valid()).sort_by("id")
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".{out.name}.new")
     if out.suffix == ".csv":

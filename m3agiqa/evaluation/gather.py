@@ -167,7 +167,7 @@ def _parts(request: Request, truth: Table, notes: list[str]) -> tuple[list[str |
     if request.split is not None and request.train is not None:
         raise UserError("--train", "is given beside --split", "give one of them")
     if request.split is not None:
-        table = read(request.split, "--split", request.id_column)
+        table = read(request.split, "--split")  # `split` calls its ids `id`, whatever the table called them
         table.need("part", f"--split {request.split}")
         places, _ = match(truth, table, request.key)
         given = table.strings("part")

@@ -19,6 +19,9 @@ from m3agiqa.runs import MANIFEST, Manifest, Output
 
 # The form of `rows.made_up_id`, which tells rows of one file apart and means nothing in another.
 _MADE_UP = re.compile(r"(^|:)[0-9]{8}-[0-9a-f]{8}$")
+# How `rows.to_rows` calls images that are bytes within a table, `labelled.parquet#12`: no file, and another image once
+# the table is sorted.
+_EMBEDDED = "#[0-9]+$"
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,12 @@ class Table:
             raise UserError(flag, f"{self.said} has no column {name}", cure)
 
     def keys(self, by: str) -> pa.Array:
-        """What rows are joined by [n]: `id`, or `image`, the name of the image's file without its folders."""
+        """What rows are joined by [n]: `id`, or `image`, the image's file name without its folders, null for none."""
         if by == "id":
             return _flat(self.rows["id"].cast(pa.string()))
-        images = _flat(self.rows["image"].cast(pa.string()))
-        return pc.replace_substring_regex(images, r"^.*/", "")
+        images = self.text("image")
+        named = pc.if_else(pc.match_substring_regex(images, _EMBEDDED), pa.scalar(None, pa.string()), images)
+        return pc.replace_substring_regex(named, r"^.*/", "")
 
     def take(self, places: Ints) -> "Table":
         """Some rows."""
@@ -143,22 +147,28 @@ def match(left: Table, right: Table, by: str | None = None) -> tuple[Ints, str]:
     """Where each row of `left` [n] is in `right`, -1 where it is not, and what they were joined by.
 
     Args:
-        by: `id` or `image` (file names); None: ids where both have them and any agree, else file names.
+        by: `id` or `image` (file names); None: ids where both have them and any agree, else file names, else ids that
+            were made up: they hold a hash of image and prompt, so those that agree are of the same row.
 
     Raises:
         UserError: where no row matches, or file names are not unique.
     """
-    ways = [by] if by else (["id"] if left.has_ids and right.has_ids else []) + ["image"]
+    ways = [by] if by else ["id", "image"] if left.has_ids and right.has_ids else ["image", "id"]
+    twice: UserError | None = None
     for way in ways:
         ours, theirs = left.keys(way), right.keys(way)
-        if ours.null_count == len(ours) or theirs.null_count == len(theirs):
+        found = np.array(pc.fill_null(pc.index_in(ours, value_set=theirs, skip_nulls=True), -1), np.int64)
+        if not (found >= 0).any():
             continue
-        found = np.array(pc.fill_null(pc.index_in(ours, value_set=theirs), -1), np.int64)
-        if (found >= 0).any():
-            if way == "image":
-                for table, keys in ((left, ours), (right, theirs)):
-                    refuse_duplicates(keys.drop_null(), table.said, "image names")
-            return found, way
+        try:
+            for table, keys in ((left, ours), (right, theirs)):
+                refuse_duplicates(keys.drop_null(), table.said, "ids" if way == "id" else "image names")
+        except UserError as error:  # unless they can be joined by something else
+            twice = error
+            continue
+        return found, way
+    if twice is not None:
+        raise twice
     theirs = right.keys(ways[0])
     raise UserError(
         right.said,

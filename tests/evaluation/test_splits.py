@@ -96,7 +96,7 @@ def test_published_conversations_are_a_split(tmp_path):
     files = [f"{part}={tmp_path}/{part}.json" for part in ("train", "test")]
     assert main(["split", "--input", table, "--out", str(out), "--by", "official", "--official", *files]) == 0
     lines = [line.replace('"', "") for line in out.read_text().splitlines()[1:]]
-    assert lines == [f"i{i:04},{'train' if i < 7 else 'test'}" for i in range(9)]
+    assert lines == [f"i{i:04},{i:04}.png,{'train' if i < 7 else 'test'}" for i in range(9)]
 
 
 def test_near_duplicates_across_parts_are_found(tmp_path):
