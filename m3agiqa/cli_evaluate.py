@@ -30,7 +30,7 @@ def add_evaluate(commands: Any) -> argparse.ArgumentParser:
         help="another scorer's results, joined by id; {aspect} in COLUMN stands for the aspect",
     )
     parser.add_argument("--split", metavar="FILE", help="of m3agiqa split (columns id, image and part)")
-    parser.add_argument("--part", default="test", help="the part of --split that is evaluated (default test)")
+    parser.add_argument("--part", help="the part of --split that is evaluated (default test)")
     parser.add_argument("--train", metavar="FILE", help="instead of --split: a table of the rows that were trained on")
     parser.add_argument("--predictor", metavar="DIR", help="what made the scores, if their run.json does not say")
     parser.add_argument("--force", action="store_true", help="go on where training has met the test set; is marked")

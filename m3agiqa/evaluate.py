@@ -72,7 +72,7 @@ def evaluate(request: Request) -> dict[str, Any]:
             flag = f"--label {aspect}={gathered.labels[aspect]}"
             raise UserError(flag, f"{len(rows)} evaluated rows have it", "give at least 2, better hundreds")
         scorers = _scorers(request, gathered, aspect, labels, rows)
-        found[str(aspect)] = _aspect(request, gathered, aspect, values[rows], rows, scorers)
+        found[str(aspect)] = _aspect(request, gathered, aspect, values, rows, scorers)
         columns |= _error_columns(gathered, aspect, values, rows, scorers)
         if request.plots:
             plotted[str(aspect)] = (values[rows], scorers[0].scores)
@@ -90,7 +90,7 @@ def _scorers(
     others = other_scorers(gathered, request, aspect, rows)
     values = labels[aspect]
     facts = facts_of(gathered, values)
-    learnt = gathered.training[np.isfinite(values[gathered.training])]
+    learnt = gathered.learnt(values)
     train = facts.take(learnt) if len(learnt) else None
     guesses = baselines.predict(facts.take(rows), train)
     blind = [Scorer(name, "baseline", scores) for name, scores in guesses.items()]
@@ -106,10 +106,14 @@ def _scorers(
 def _aspect(
     request: Request, gathered: Gathered, aspect: Aspect, labels: Floats, rows: Ints, scorers: Sequence[Scorer]
 ) -> dict[str, Any]:
-    """All figures of one aspect over its rows [n]."""
+    """All figures of one aspect over its rows, of the human scores of all."""
     generators, prompts = (Grouping.of(gathered.known(name)).take(rows) for name in ("generator", "prompt"))
-    assessor = Assessor(Rows(labels, generators, prompts), Sampling(request.samples, request.seed), scorers)
+    assessor = Assessor(Rows(labels[rows], generators, prompts), Sampling(request.samples, request.seed), scorers)
     main = scorers[0]
+    fitted = len(gathered.learnt(labels)) > 0
+    if gathered.has_train and not fitted:
+        column = gathered.labels[aspect]
+        gathered.notes.append(f"no row of the training part has a {column} here: baselines are not fitted on that part")
     scored = gathered.scores.take(gathered.at[rows])
     intervals = None
     if main.name == f"{aspect}_mos" and f"{aspect}_mos_low" in scored.rows.column_names:
@@ -121,7 +125,7 @@ def _aspect(
         "label_scale": list(gathered.scale),
         "rows": len(rows),
         "training_rows": len(gathered.training) if gathered.has_train else None,
-        "baselines": "fitted on the training part" if gathered.has_train else "fitted in five folds of these rows",
+        "baselines": "fitted on the training part" if fitted else "fitted in five folds of these rows",
         "notes": _word_notes(gathered, rows, scorers),
         "scorers": [assessor.scorer(one) for one in scorers],
         "comparisons": [assessor.compare(main, one) for one in scorers[1:] if one.name != "majority word"],
@@ -180,7 +184,7 @@ def _content(request: Request, gathered: Gathered, marks: list[str], aspects: di
         "truth": request.truth,
         "dataset": request.dataset,
         "split": request.split,
-        "part": request.part if request.split else None,
+        "part": request.tested if request.split else None,
         "train": request.train,
         "bootstrap": {"samples": request.samples, "seed": request.seed, "level": LEVEL},
         "forced": marks,

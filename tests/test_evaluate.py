@@ -173,6 +173,22 @@ def test_a_split_by_ids_of_another_name_is_evaluated(rows, tmp_path):
     assert evaluated_rows(tmp_path / "out", *args) == count
 
 
+def test_baselines_say_what_they_were_fitted_on(tables, rows, tmp_path):
+    """Scores of the test part alone, with human scores passed through: no row of the training part is there."""
+    parts = [row | {"part": "test" if i % 4 else "train"} for i, row in enumerate(rows)]
+    split = write(tmp_path / "split.csv", parts, ("id", "part"))
+    alone = write(tmp_path / "s.csv", [row for row in parts if row["part"] == "test"])
+    options = {"split": split, "labels": QUALITY, "samples": 100, "plots": False}
+    unfitted, fitted = (
+        evaluate(Request(alone, str(tmp_path / "out"), truth=truth, **options)) for truth in (None, tables[0])
+    )
+    assert fitted["aspects"]["quality"]["baselines"] == "fitted on the training part"
+    assert unfitted["aspects"]["quality"]["baselines"] == "fitted in five folds of these rows"
+    note = "no row of the training part has a mos_q here: baselines are not fitted on that part"
+    assert note in unfitted["notes"]
+    assert note not in fitted["notes"]
+
+
 def test_another_scale_is_brought_to_ours(tables, rows, tmp_path):
     percent = [row | {"mos_q": row["mos_q"] * 20} for row in rows]
     truth = write(tmp_path / "t.csv", percent, TRUTH)
@@ -266,7 +282,8 @@ def test_what_cannot_be_evaluated_is_refused(tables, rows, tmp_path, capsys):
     assert "at least 100" in refused(capsys, *base, *quality, "--samples", "10")
     assert "no numbers" not in refused(capsys, *base, "--label", "quality=prompt")
     split = write(tmp_path / "split.csv", [{"id": "i0001", "part": "train"}])
-    assert "has no such part" in refused(capsys, *base, *quality, "--split", split)
+    assert "--part test: " in refused(capsys, *base, *quality, "--split", split)
+    assert "add --split" in refused(capsys, *base, *quality, "--part", "val")
     assert "does not exist" in refused(capsys, "--scores", str(tmp_path / "none.csv"), *out, *quality)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")

@@ -42,7 +42,7 @@ class Request:
     words: Mapping[Aspect, str] = field(default_factory=dict)
     others: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     split: str | None = None
-    part: str = "test"
+    part: str | None = None
     train: str | None = None
     predictor: str | None = None
     key: str | None = None
@@ -51,6 +51,11 @@ class Request:
     plots: bool = True
     samples: int = 1000
     seed: int = 0
+
+    @property
+    def tested(self) -> str:
+        """The part of the split that is evaluated."""
+        return self.part or "test"
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,10 @@ class Gathered:
     def training(self) -> Ints:
         """Places of the rows of the training part."""
         return np.flatnonzero(np.array([one == "train" for one in self.part], dtype=bool))
+
+    def learnt(self, labels: Floats) -> Ints:
+        """Places of the rows of the training part that have a label [n]: what baselines are fitted on, if any."""
+        return self.training[np.isfinite(labels[self.training])]
 
     def known(self, column: str) -> pa.Array:
         """Text [n] of the human scores' table; where that does not say, of the scores'; null where neither does."""
@@ -166,18 +175,20 @@ def _parts(request: Request, truth: Table, notes: list[str]) -> tuple[list[str |
     """The part of each row of the human scores, and whether a training part was named."""
     if request.split is not None and request.train is not None:
         raise UserError("--train", "is given beside --split", "give one of them")
+    if request.part is not None and request.split is None:
+        raise UserError(f"--part {request.part}", "is a part of no split", "add --split FILE")
     if request.split is not None:
         table = read(request.split, "--split")  # `split` calls its ids `id`, whatever the table called them
         table.need("part", f"--split {request.split}")
         places, _ = match(truth, table, request.key)
         given = table.strings("part")
         names = [given[i] if i >= 0 else None for i in places.tolist()]
-        if request.part not in names:
+        if request.tested not in names:
             known = ", ".join(sorted({str(name) for name in given}))
-            raise UserError(f"--part {request.part}", f"{request.split} has no such part", f"take one of {known}")
+            raise UserError(f"--part {request.tested}", f"{request.split} has no such part", f"take one of {known}")
         # Parts that are neither are left alone, but in k folds, where all others are trained on.
-        learnt = {"train"} if "train" in names and request.part != "train" else set(names) - {request.part, None}
-        kinds = {request.part: "test"} | dict.fromkeys((name for name in learnt if name), "train")
+        learnt = {"train"} if "train" in names and request.tested != "train" else set(names) - {request.tested, None}
+        kinds = {request.tested: "test"} | dict.fromkeys((name for name in learnt if name), "train")
         return [kinds.get(name) if name else None for name in names], True
     if request.train is not None:
         table = read(request.train, "--train", request.id_column)
