@@ -201,6 +201,7 @@ def test_a_comparison_that_cannot_be_is_refused():
         ("measure.seeds=1", "greater than or equal to 2"),
         ("base.hed=gru", "did you mean base.head"),
         ("base.rounds=none base.capture=rating_probs", "whole conversation"),
+        ("base.rounds=none vary.capture=[rating_probs]", "whole conversation"),
         ("base.capture=rating_probs vary.rounds=[none]", "leave vary.rounds out"),
         ("base.head=ridge vary.loss=[mse]", "leave vary.loss out"),
     ):
