@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from m3agiqa import __version__
 from m3agiqa.aspects import RATING_LEVELS, Aspect
+from m3agiqa.corpus.files import local_out
 from m3agiqa.errors import UserError
 from m3agiqa.evaluation import baselines, words
 from m3agiqa.evaluation.bootstrap import LEVEL
@@ -218,12 +219,12 @@ def _errors_table(gathered: Gathered, columns: dict[str, Floats]) -> pa.Table:
 
 
 def _out_folder(out: str) -> Path:
-    """The output folder.
+    """The output folder, links followed.
 
     Raises:
-        UserError: if it holds anything but an earlier evaluation.
+        UserError: if it is not on this machine, or holds anything but an earlier evaluation.
     """
-    folder = Path(out).expanduser().absolute()
+    folder = local_out(out, "give a local folder").resolve()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {out}", "is a file", "give a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RESULT).is_file():

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from m3agiqa.corpus.files import local_out
 from m3agiqa.errors import UserError
 from m3agiqa.evaluation import datasets, overlap, splits
 from m3agiqa.evaluation.metrics import Floats
@@ -125,7 +126,7 @@ def _near(request: SplitRequest, ids: list[str], parts: list[str | None]) -> dic
 
 
 def _out_file(out: str) -> Path:
-    file = Path(out).expanduser().absolute()
+    file = local_out(out, "give a local file")
     if file.suffix not in (".parquet", ".csv"):
         raise UserError(f"--out {out}", "is neither .parquet nor .csv", "name such a file")
     for one in (file, _sheet(file)):

@@ -79,6 +79,16 @@ def test_the_folder_holds_figures_errors_plots_and_a_report(whole, rows):
     assert not re.search(r"\bnan\b", report, re.IGNORECASE)
 
 
+def test_an_earlier_evaluation_is_replaced_where_the_link_to_it_points(tables, tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    for samples in (100, 101):
+        args = ["--truth", tables[0], "--scores", tables[1], "--samples", str(samples), "--no-plots"]
+        assert main(["evaluate", *args, "--out", f"file://{link}", "--label", "quality=mos_q"]) == 0
+        assert link.is_symlink()
+        assert json.loads((real / "evaluation.json").read_text())["bootstrap"]["samples"] == samples
+
+
 def test_the_same_input_gives_the_same_bytes(whole, tmp_path):
     out, args, _ = whole
     before = (out / "evaluation.json").read_bytes()
@@ -287,6 +297,7 @@ def test_what_cannot_be_evaluated_is_refused(tables, rows, tmp_path, capsys):
     assert "does not exist" in refused(capsys, "--scores", str(tmp_path / "none.csv"), *out, *quality)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
+    assert "--out s3://bucket/e: is not on this" in refused(capsys, *base[:-2], "--out", "s3://bucket/e", *quality)
     assert "not empty" in refused(capsys, *base[:-2], "--out", str(tmp_path / "full"), *quality)
     assert not (tmp_path / "out").exists()
 
