@@ -1,6 +1,7 @@
 """The commands `m3agiqa evaluate` and `m3agiqa split`."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from m3agiqa.arguments import aspect_columns, say
@@ -58,6 +59,8 @@ def _keys(parser: argparse.ArgumentParser) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     if args.samples < 100:
         raise UserError(f"--samples {args.samples}", "are too few for a 95 % interval", "give at least 100")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}", "is negative", "give 0 or more")
     from m3agiqa.evaluate import evaluate
     from m3agiqa.evaluation.gather import Request
     from m3agiqa.evaluation.report import summary
@@ -71,7 +74,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         scale=None if args.scale is None else (args.scale[0], args.scale[1]),
         predictions=aspect_columns(args.prediction, "--prediction"),
         words=aspect_columns(args.words, "--words"),
-        others=dict(_other(text) for text in args.other),
+        others=_others(args.other),
         split=args.split,
         part=args.part,
         train=args.train,
@@ -92,12 +95,18 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _other(text: str) -> tuple[str, tuple[str, str]]:
-    name, equals, rest = text.partition("=")
-    uri, colon, column = rest.rpartition(":")
-    if not (equals and colon and name and uri and column):
-        raise UserError(f"--other {text}", "is not of the form NAME=FILE:COLUMN", "write e.g. hps=hps.csv:score")
-    return name, (uri, column)
+def _others(texts: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Name -> file and column."""
+    found: dict[str, tuple[str, str]] = {}
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        uri, colon, column = rest.rpartition(":")
+        if not (equals and colon and name and uri and column):
+            raise UserError(f"--other {text}", "is not of the form NAME=FILE:COLUMN", "write e.g. hps=hps.csv:score")
+        if name in found:
+            raise UserError(f"--other {text}", f"{name} is there already", "give each scorer a name of its own")
+        found[name] = uri, column
+    return found
 
 
 def add_split(commands: Any) -> argparse.ArgumentParser:

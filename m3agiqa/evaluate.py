@@ -49,6 +49,7 @@ FORMAT = 1
 # Digits that are kept: beyond them, another build of a library gives others.
 _DIGITS = 8
 _MADE_FROM = 0.99
+_KINDS = ("baseline", "model", "other")
 
 
 def evaluate(request: Request) -> dict[str, Any]:
@@ -73,8 +74,9 @@ def evaluate(request: Request) -> dict[str, Any]:
             flag = f"--label {aspect}={gathered.labels[aspect]}"
             raise UserError(flag, f"{len(rows)} evaluated rows have it", "give at least 2, better hundreds")
         scorers = _scorers(request, gathered, aspect, labels, rows)
+        names = _column_names(aspect, scorers)
         found[str(aspect)] = _aspect(request, gathered, aspect, values, rows, scorers)
-        columns |= _error_columns(gathered, aspect, values, rows, scorers)
+        columns |= _error_columns(aspect, values, rows, scorers, names)
         if request.plots:
             plotted[str(aspect)] = (values[rows], scorers[0].scores)
     result = _rounded(_content(request, gathered, marks, found))
@@ -195,14 +197,33 @@ def _content(request: Request, gathered: Gathered, marks: list[str], aspects: di
     }
 
 
+def _column_names(aspect: Aspect, scorers: Sequence[Scorer]) -> list[str]:
+    """The column of errors.parquet for each scorer; NAME_error goes with one that is on our scale.
+
+    Raises:
+        UserError: for a scorer whose column would be that of the human scores, of a baseline or of another scorer.
+    """
+    names = [
+        one.name if one.name.startswith(f"{aspect}_") else f"{aspect}_{one.name.replace(' ', '_')}" for one in scorers
+    ]
+    taken = {f"{aspect}_label"}
+    # Names that the user gave come last, so that the error is about one of them.
+    for name, one in sorted(zip(names, scorers, strict=True), key=lambda pair: _KINDS.index(pair[1].kind)):
+        own = {name, f"{name}_error"} if one.same_scale else {name}
+        if clash := own & taken:
+            flag = f"--other {one.name}" if one.kind == "other" else f"the column {one.name}"
+            raise UserError(flag, f"would be {min(clash)} in {ERRORS}, which is something else", "give it another name")
+        taken |= own
+    return names
+
+
 def _error_columns(
-    gathered: Gathered, aspect: Aspect, labels: Floats, rows: Ints, scorers: Sequence[Scorer]
+    aspect: Aspect, labels: Floats, rows: Ints, scorers: Sequence[Scorer], names: Sequence[str]
 ) -> dict[str, Floats]:
     """Columns [n] over all rows of the human scores; NaN where a row was not evaluated."""
     found = {f"{aspect}_label": np.full(len(labels), np.nan)}
     found[f"{aspect}_label"][rows] = labels[rows]
-    for one in scorers:
-        name = one.name if one.name.startswith(f"{aspect}_") else f"{aspect}_{one.name.replace(' ', '_')}"
+    for name, one in zip(names, scorers, strict=True):
         values = np.full(len(labels), np.nan)
         values[rows] = one.scores
         found[name] = values

@@ -74,7 +74,7 @@ def _table(request: SplitRequest) -> tuple[Table, str | None]:
     """The rows, and the column of labels to stratify by."""
     if request.dataset is None:
         return read(request.input, "--input", request.id_column), request.label
-    data = datasets.load(request.dataset, request.input)
+    data = datasets.load(request.dataset, request.input, "--input")
     return data.table, request.label or next(iter(data.labels.values()))
 
 

@@ -302,6 +302,44 @@ def test_what_cannot_be_evaluated_is_refused(tables, rows, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["mos", "quality_mos", "label", "mos_error", "generator mean", "majority_word"])
+def test_a_scorer_whose_name_is_taken_is_refused(tables, tmp_path, capsys, name):
+    truth, scores = tables
+    out = tmp_path / "out"
+    args = ["--truth", truth, "--scores", scores, "--out", str(out), "--label", "quality=mos_q"]
+    assert f"--other {name}: would be quality_" in refused(capsys, *args, "--other", f"{name}={truth}:mos_a")
+    both = ["--other", f"a={truth}:mos_a", "--other", f"a={truth}:mos_c"]
+    assert "a is there already" in refused(capsys, *args, *both)
+    assert not out.exists()
+
+
+def test_columns_that_hold_no_scores_or_words_are_refused(rows, tmp_path, capsys):
+    made = pa.Table.from_pylist(rows)
+    for name, values in {
+        "nothing": pa.nulls(len(rows), pa.float64()),
+        "list": pa.array([["good"]] * len(rows)),
+        "bytes": pa.array([b"\xff"] * len(rows)),
+        "quality_label": made["quality_mos"],
+    }.items():
+        made = made.append_column(name, values)
+    pq.write_table(made, tmp_path / "t.parquet")
+    args = ["--scores", str(tmp_path / "t.parquet"), "--out", str(tmp_path / "out"), "--label", "quality=mos_q"]
+    assert "--prediction quality=nothing: holds no score" in refused(capsys, *args, "--prediction", "quality=nothing")
+    assert "quality_label in errors.parquet" in refused(capsys, *args, "--prediction", "quality=quality_label")
+    for name in ("list", "bytes"):
+        assert f"the column {name} holds" in refused(capsys, *args, "--words", f"quality={name}")
+    assert "--seed -1: is negative" in refused(capsys, *args, "--seed", "-1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_generators_are_no_formulas(rows, tmp_path):
+    made = [row | {"generator": ("$\\frac{$", "a_$b$")[i % 2]} for i, row in enumerate(rows)]
+    table = write(tmp_path / "t.csv", made)
+    result = evaluate(Request(table, str(tmp_path / "out"), labels=QUALITY, samples=100))
+    assert {one["generator"] for one in result["aspects"]["quality"]["generators"]} == {"$\\frac{$", "a_$b$"}
+    assert (tmp_path / "out" / "plots" / "quality-generators.png").is_file()
+
+
 def odd_ids(folder, rows):
     columns = ("id", "quality_mos")
     return write(folder / "odd.csv", [row | {"id": f"other-{row['id']}"} for row in rows], columns)

@@ -217,7 +217,7 @@ def own_scorers(gathered: Gathered, request: Request, aspect: Aspect, rows: Ints
     """The scores of the evaluated rows [n] that the scores file holds for an aspect, the best first.
 
     Raises:
-        UserError: if there are none, or they are not on the scale of 0 to 5.
+        UserError: if there are none, or none in a column that was named, or they are not on the scale of 0 to 5.
     """
     table = gathered.scores.take(gathered.at[rows])
     found = []
@@ -228,6 +228,8 @@ def own_scorers(gathered: Gathered, request: Request, aspect: Aspect, rows: Ints
         flag = f"--prediction {aspect}={column}"
         values = table.numbers(column, flag)
         known = values[np.isfinite(values)]
+        if given is not None and not len(known):
+            raise UserError(flag, "holds no score of the evaluated rows", "name a column that does")
         if len(known) and not SCALE_MIN - 1e-6 <= known.min() <= known.max() <= SCALE_MAX + 1e-6:
             rule = f"holds {known.min():g} to {known.max():g}, which is not on the scale of 0 to 5"
             raise UserError(flag, rule, f"give scores on another scale as --other NAME=FILE:{column}")

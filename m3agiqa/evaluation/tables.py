@@ -44,14 +44,22 @@ class Table:
         return int(self.rows.num_rows)
 
     def strings(self, name: str) -> list[str | None]:
-        """A column [n] as text; None where it is empty or there is no such column."""
+        """A column [n] as text; None where it is empty or there is no such column.
+
+        Raises:
+            UserError: for a column that has no form as text.
+        """
         return list(self.text(name).to_pylist())
 
     def text(self, name: str) -> pa.Array:
         """The same as an array."""
         if name not in self.rows.column_names:
             return pa.nulls(len(self), pa.string())
-        values = _flat(self.rows[name].cast(pa.string()))
+        try:
+            values = _flat(self.rows[name].cast(pa.string()))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            rule = f"the column {name} holds {self.rows[name].type}, which is no text"
+            raise UserError(self.said, rule, "name a column of text") from None
         return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
 
     def numbers(self, name: str, flag: str) -> Floats:

@@ -147,6 +147,9 @@ def test_what_cannot_be_split_is_refused(tmp_path, capsys):
     assert "no column split" in refused(capsys, *out, "--by", "official")
     assert "mos_q" in refused(capsys, *out, "--label", "mos_qq")
     assert "s3://bucket/s.csv: is not on this" in refused(capsys, "--input", table, "--out", "s3://bucket/s.csv")
+    folder = tmp_path / "none"
+    nowhere = ["--dataset", "agiqa-3k", "--input", str(folder), "--out", str(tmp_path / "s.csv")]
+    assert f"--input {folder}: is no folder" in refused(capsys, *nowhere)
     assert "neither .parquet" in refused(capsys, "--input", table, "--out", str(tmp_path / "s.txt"))
     bare = write(tmp_path / "bare.csv", rows, ["id", "image_path"])
     assert "no row has a prompt" in refused(capsys, "--input", bare, "--out", str(tmp_path / "s.csv"))
