@@ -279,7 +279,8 @@ def test_what_cannot_be_evaluated_is_refused(tables, rows, tmp_path, capsys):
     assert "--label: is missing" in refused(capsys, *base)
     assert "has no scores of authenticity" in refused(capsys, *base, "--label", "authenticity=mos_a")
     assert "outside the scale 1 to 2" in refused(capsys, *base, *quality, "--scale", "1", "2")
-    assert "does not go up" in refused(capsys, *base, *quality, "--scale", "5", "0")
+    for scale in (("5", "0"), ("0", "inf"), ("nan", "5")):
+        assert "does not go up" in refused(capsys, *base, *quality, "--scale", *scale)
     assert "--key" in refused(capsys, "--truth", truth, "--scores", odd_ids(tmp_path, rows), *out, *quality)
     twice = write(tmp_path / "twice.csv", [*rows, rows[4]], SCORES)
     assert "'i0004' occurs more than once" in refused(capsys, "--truth", truth, "--scores", twice, *out, *quality)

@@ -159,10 +159,9 @@ def _truth(
     truth = scores if request.truth is None else read(request.truth, "--truth", request.id_column)
     for aspect, column in request.labels.items():
         truth.need(column, f"--label {aspect}={column}")
-    if not scale[0] < scale[1]:
-        raise UserError(
-            f"--scale {scale[0]:g} {scale[1]:g}", "does not go up", "give the lowest label, then the highest"
-        )
+    if not -np.inf < scale[0] < scale[1] < np.inf:
+        said = f"--scale {scale[0]:g} {scale[1]:g}"
+        raise UserError(said, "does not go up between two numbers", "give the lowest label, then the highest")
     return truth, request.labels, scale
 
 
