@@ -90,8 +90,10 @@ class AblateConfig(Config):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        if self.base.capture == "rating_probs" and self.base.rounds != "description+rating":
-            raise ValueError("capture=rating_probs is of the whole conversation: set base.rounds=description+rating")
+        captures = (self.base.capture, *self.vary.capture)
+        if "rating_probs" in captures and self.base.rounds != "description+rating":
+            cure = "set base.rounds=description+rating, or leave it out"
+            raise ValueError(f"capture=rating_probs is of the whole conversation: {cure}")
         if self.base.capture == "rating_probs" and self.vary.rounds:
             raise ValueError("capture=rating_probs is the same whatever rounds are shown: leave vary.rounds out")
         if self.base.head == "ridge" and self.vary.loss:

@@ -1,6 +1,7 @@
 """The commands `m3agiqa evaluate` and `m3agiqa split`."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from m3agiqa.arguments import aspect_columns, say
@@ -29,8 +30,8 @@ def add_evaluate(commands: Any) -> argparse.ArgumentParser:
         metavar="NAME=FILE:COLUMN",
         help="another scorer's results, joined by id; {aspect} in COLUMN stands for the aspect",
     )
-    parser.add_argument("--split", metavar="FILE", help="of m3agiqa split (columns id and part)")
-    parser.add_argument("--part", default="test", help="the part of --split that is evaluated (default test)")
+    parser.add_argument("--split", metavar="FILE", help="of m3agiqa split (columns id, image and part)")
+    parser.add_argument("--part", help="the part of --split that is evaluated (default test)")
     parser.add_argument("--train", metavar="FILE", help="instead of --split: a table of the rows that were trained on")
     parser.add_argument("--predictor", metavar="DIR", help="what made the scores, if their run.json does not say")
     parser.add_argument("--force", action="store_true", help="go on where training has met the test set; is marked")
@@ -58,6 +59,8 @@ def _keys(parser: argparse.ArgumentParser) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     if args.samples < 100:
         raise UserError(f"--samples {args.samples}", "are too few for a 95 % interval", "give at least 100")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}", "is negative", "give 0 or more")
     from m3agiqa.evaluate import evaluate
     from m3agiqa.evaluation.gather import Request
     from m3agiqa.evaluation.report import summary
@@ -71,7 +74,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         scale=None if args.scale is None else (args.scale[0], args.scale[1]),
         predictions=aspect_columns(args.prediction, "--prediction"),
         words=aspect_columns(args.words, "--words"),
-        others=dict(_other(text) for text in args.other),
+        others=_others(args.other),
         split=args.split,
         part=args.part,
         train=args.train,
@@ -92,19 +95,27 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _other(text: str) -> tuple[str, tuple[str, str]]:
-    name, equals, rest = text.partition("=")
-    uri, colon, column = rest.rpartition(":")
-    if not (equals and colon and name and uri and column):
-        raise UserError(f"--other {text}", "is not of the form NAME=FILE:COLUMN", "write e.g. hps=hps.csv:score")
-    return name, (uri, column)
+def _others(texts: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Name -> file and column."""
+    found: dict[str, tuple[str, str]] = {}
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        uri, colon, column = rest.rpartition(":")
+        if not (equals and colon and name and uri and column):
+            raise UserError(f"--other {text}", "is not of the form NAME=FILE:COLUMN", "write e.g. hps=hps.csv:score")
+        if name in found:
+            raise UserError(f"--other {text}", f"{name} is there already", "give each scorer a name of its own")
+        found[name] = uri, column
+    return found
 
 
 def add_split(commands: Any) -> argparse.ArgumentParser:
     """Adds the command to argparse's sub-parsers, and returns its parser."""
     parser: argparse.ArgumentParser = commands.add_parser("split", help="split a corpus into parts, as a file")
     parser.add_argument("--input", required=True, help="a corpus as for score, a table, or a data set's folder")
-    parser.add_argument("--out", required=True, help="a new .parquet or .csv of id and part; FILE.json goes beside it")
+    parser.add_argument(
+        "--out", required=True, help="a new .parquet or .csv of id, image and part; FILE.json goes beside it"
+    )
     parser.add_argument("--dataset", metavar="NAME", help="agiqa-3k, aigciqa2023 or aigiqa-20k, in --input")
     parser.add_argument(
         "--by",

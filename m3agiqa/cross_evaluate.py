@@ -62,7 +62,7 @@ def cross_evaluate(
         )
     inputs = open_inputs(uris, label, scale, out / "states")
     variation = base_of(config, tuple(uris))
-    parts = assign(list(inputs.values()), config)
+    parts = assign(list(inputs.values()), config, same_images=False)
     for one in inputs.values():
         one.check(*variation.shows)
         common_ids([one], parts, ("train", "val", "test"), f"--input {one.name}")
@@ -93,7 +93,7 @@ def _train(
     say: Callable[[str], None],
 ) -> dict[str, list[Learnt]]:
     """By the name of the training set, a training for each seed."""
-    digest = data_digest(inputs, parts, set(parts.of), scale)
+    digest = data_digest(inputs, parts, None, scale)
     tests = {name: shown(one, variation, parts, "test") for name, one in inputs.items()}
     trained: dict[str, list[Learnt]] = {name: [] for name in inputs}
     first = config.optim.seed

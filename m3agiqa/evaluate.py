@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from m3agiqa import __version__
 from m3agiqa.aspects import RATING_LEVELS, Aspect
+from m3agiqa.corpus.files import local_out
 from m3agiqa.errors import UserError
 from m3agiqa.evaluation import baselines, words
 from m3agiqa.evaluation.bootstrap import LEVEL
@@ -48,6 +49,7 @@ FORMAT = 1
 # Digits that are kept: beyond them, another build of a library gives others.
 _DIGITS = 8
 _MADE_FROM = 0.99
+_KINDS = ("baseline", "model", "other")
 
 
 def evaluate(request: Request) -> dict[str, Any]:
@@ -72,8 +74,9 @@ def evaluate(request: Request) -> dict[str, Any]:
             flag = f"--label {aspect}={gathered.labels[aspect]}"
             raise UserError(flag, f"{len(rows)} evaluated rows have it", "give at least 2, better hundreds")
         scorers = _scorers(request, gathered, aspect, labels, rows)
-        found[str(aspect)] = _aspect(request, gathered, aspect, values[rows], rows, scorers)
-        columns |= _error_columns(gathered, aspect, values, rows, scorers)
+        names = _column_names(aspect, scorers)
+        found[str(aspect)] = _aspect(request, gathered, aspect, values, rows, scorers)
+        columns |= _error_columns(aspect, values, rows, scorers, names)
         if request.plots:
             plotted[str(aspect)] = (values[rows], scorers[0].scores)
     result = _rounded(_content(request, gathered, marks, found))
@@ -90,7 +93,7 @@ def _scorers(
     others = other_scorers(gathered, request, aspect, rows)
     values = labels[aspect]
     facts = facts_of(gathered, values)
-    learnt = gathered.training[np.isfinite(values[gathered.training])]
+    learnt = gathered.learnt(values)
     train = facts.take(learnt) if len(learnt) else None
     guesses = baselines.predict(facts.take(rows), train)
     blind = [Scorer(name, "baseline", scores) for name, scores in guesses.items()]
@@ -106,10 +109,14 @@ def _scorers(
 def _aspect(
     request: Request, gathered: Gathered, aspect: Aspect, labels: Floats, rows: Ints, scorers: Sequence[Scorer]
 ) -> dict[str, Any]:
-    """All figures of one aspect over its rows [n]."""
+    """All figures of one aspect over its rows, of the human scores of all."""
     generators, prompts = (Grouping.of(gathered.known(name)).take(rows) for name in ("generator", "prompt"))
-    assessor = Assessor(Rows(labels, generators, prompts), Sampling(request.samples, request.seed), scorers)
+    assessor = Assessor(Rows(labels[rows], generators, prompts), Sampling(request.samples, request.seed), scorers)
     main = scorers[0]
+    fitted = len(gathered.learnt(labels)) > 0
+    if gathered.has_train and not fitted:
+        column = gathered.labels[aspect]
+        gathered.notes.append(f"no row of the training part has a {column} here: baselines are not fitted on that part")
     scored = gathered.scores.take(gathered.at[rows])
     intervals = None
     if main.name == f"{aspect}_mos" and f"{aspect}_mos_low" in scored.rows.column_names:
@@ -121,7 +128,7 @@ def _aspect(
         "label_scale": list(gathered.scale),
         "rows": len(rows),
         "training_rows": len(gathered.training) if gathered.has_train else None,
-        "baselines": "fitted on the training part" if gathered.has_train else "fitted in five folds of these rows",
+        "baselines": "fitted on the training part" if fitted else "fitted in five folds of these rows",
         "notes": _word_notes(gathered, rows, scorers),
         "scorers": [assessor.scorer(one) for one in scorers],
         "comparisons": [assessor.compare(main, one) for one in scorers[1:] if one.name != "majority word"],
@@ -200,7 +207,7 @@ def _content(request: Request, gathered: Gathered, marks: list[str], aspects: di
         "truth": request.truth,
         "dataset": request.dataset,
         "split": request.split,
-        "part": request.part if request.split else None,
+        "part": request.tested if request.split else None,
         "train": request.train,
         "bootstrap": {"samples": request.samples, "seed": request.seed, "level": LEVEL},
         "forced": marks,
@@ -210,14 +217,33 @@ def _content(request: Request, gathered: Gathered, marks: list[str], aspects: di
     }
 
 
+def _column_names(aspect: Aspect, scorers: Sequence[Scorer]) -> list[str]:
+    """The column of errors.parquet for each scorer; NAME_error goes with one that is on our scale.
+
+    Raises:
+        UserError: for a scorer whose column would be that of the human scores, of a baseline or of another scorer.
+    """
+    names = [
+        one.name if one.name.startswith(f"{aspect}_") else f"{aspect}_{one.name.replace(' ', '_')}" for one in scorers
+    ]
+    taken = {f"{aspect}_label"}
+    # Names that the user gave come last, so that the error is about one of them.
+    for name, one in sorted(zip(names, scorers, strict=True), key=lambda pair: _KINDS.index(pair[1].kind)):
+        own = {name, f"{name}_error"} if one.same_scale else {name}
+        if clash := own & taken:
+            flag = f"--other {one.name}" if one.kind == "other" else f"the column {one.name}"
+            raise UserError(flag, f"would be {min(clash)} in {ERRORS}, which is something else", "give it another name")
+        taken |= own
+    return names
+
+
 def _error_columns(
-    gathered: Gathered, aspect: Aspect, labels: Floats, rows: Ints, scorers: Sequence[Scorer]
+    aspect: Aspect, labels: Floats, rows: Ints, scorers: Sequence[Scorer], names: Sequence[str]
 ) -> dict[str, Floats]:
     """Columns [n] over all rows of the human scores; NaN where a row was not evaluated."""
     found = {f"{aspect}_label": np.full(len(labels), np.nan)}
     found[f"{aspect}_label"][rows] = labels[rows]
-    for one in scorers:
-        name = one.name if one.name.startswith(f"{aspect}_") else f"{aspect}_{one.name.replace(' ', '_')}"
+    for name, one in zip(names, scorers, strict=True):
         values = np.full(len(labels), np.nan)
         values[rows] = one.scores
         found[name] = values
@@ -234,12 +260,12 @@ def _errors_table(gathered: Gathered, columns: dict[str, Floats]) -> pa.Table:
 
 
 def _out_folder(out: str) -> Path:
-    """The output folder.
+    """The output folder, links followed.
 
     Raises:
-        UserError: if it holds anything but an earlier evaluation.
+        UserError: if it is not on this machine, or holds anything but an earlier evaluation.
     """
-    folder = Path(out).expanduser().absolute()
+    folder = local_out(out, "give a local folder").resolve()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {out}", "is a file", "give a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RESULT).is_file():

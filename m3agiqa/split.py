@@ -1,6 +1,6 @@
-"""Makes a split: a file of ids and parts, and beside it what the parts hold and share.
+"""Makes a split: a file of rows and their parts, and beside it what the parts hold and share.
 
-FILE                    columns `id` and `part`, parquet or CSV
+FILE                    parquet or CSV; `id`, `image` (its file's name, by which rows without ids are found), `part`
 FILE.json               how it was made, rows and human scores by part, shared prompts, generators and near duplicates
 """
 
@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from m3agiqa.corpus.files import local_out
 from m3agiqa.errors import UserError
 from m3agiqa.evaluation import datasets, overlap, splits
 from m3agiqa.evaluation.metrics import Floats
@@ -64,7 +66,7 @@ def split(request: SplitRequest) -> dict[str, Any]:
         "shared_generators": overlap.shared(parts, table.strings("generator")),
         "near_duplicates": _near(request, ids, parts),
     }
-    _write(out, ids, parts, content)
+    _write(out, table, parts, content)
     return content
 
 
@@ -72,7 +74,7 @@ def _table(request: SplitRequest) -> tuple[Table, str | None]:
     """The rows, and the column of labels to stratify by."""
     if request.dataset is None:
         return read(request.input, "--input", request.id_column), request.label
-    data = datasets.load(request.dataset, request.input)
+    data = datasets.load(request.dataset, request.input, "--input")
     return data.table, request.label or next(iter(data.labels.values()))
 
 
@@ -114,7 +116,7 @@ def _near(request: SplitRequest, ids: list[str], parts: list[str | None]) -> dic
         why = "not asked for" if not request.images else "a data set's table names no images that can be read"
         return {"distance": None, "reason": why}
     try:
-        hashes, failed = overlap.hashes(request.input)
+        hashes, failed = overlap.hashes(request.input, request.id_column)
     except UserError as error:
         return {"distance": None, "reason": f"the images cannot be opened ({error.rule})"}
     if not hashes:
@@ -124,7 +126,7 @@ def _near(request: SplitRequest, ids: list[str], parts: list[str | None]) -> dic
 
 
 def _out_file(out: str) -> Path:
-    file = Path(out).expanduser().absolute()
+    file = local_out(out, "give a local file")
     if file.suffix not in (".parquet", ".csv"):
         raise UserError(f"--out {out}", "is neither .parquet nor .csv", "name such a file")
     for one in (file, _sheet(file)):
@@ -137,9 +139,9 @@ def _sheet(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def _write(out: Path, ids: list[str], parts: list[str | None], content: dict[str, Any]) -> None:
-    kept = sorted((one, part) for one, part in zip(ids, parts, strict=True) if part is not None)
-    rows = pa.table({"id": [one for one, _ in kept], "part": [part for _, part in kept]})
+def _write(out: Path, table: Table, parts: list[str | None], content: dict[str, Any]) -> None:
+    columns = {"id": table.keys("id"), "image": table.keys("image"), "part": pa.array(parts, pa.string())}
+    rows = pa.table(columns).filter(pc.field("part").is_valid()).sort_by("id")
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".{out.name}.new")
     if out.suffix == ".csv":

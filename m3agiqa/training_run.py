@@ -23,7 +23,7 @@ from typing import Any, cast
 from pyarrow import fs as pafs
 
 from m3agiqa import __version__
-from m3agiqa.corpus.files import is_local, join, locate
+from m3agiqa.corpus.files import join, local_out, locate
 from m3agiqa.errors import UserError
 from m3agiqa.predictor.trainer import EpochRecord
 from m3agiqa.progress import duration
@@ -305,9 +305,7 @@ def out_folder(out: str) -> Path:
     Raises:
         UserError: for a URI.
     """
-    if not is_local(out):
-        raise UserError(f"--out {out}", "is no local folder", "give one; ray.storage may be a URI for the checkpoints")
-    return Path(out).expanduser().absolute()
+    return local_out(out, "give a local folder; ray.storage may be a URI for the checkpoints")
 
 
 def of_epochs(epochs: int) -> Wording:

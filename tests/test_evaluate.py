@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.csv import read_csv
 from scipy import stats
 
 from m3agiqa.aspects import Aspect
@@ -78,6 +79,16 @@ def test_the_folder_holds_figures_errors_plots_and_a_report(whole, rows):
     assert not re.search(r"\bnan\b", report, re.IGNORECASE)
 
 
+def test_an_earlier_evaluation_is_replaced_where_the_link_to_it_points(tables, tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    for samples in (100, 101):
+        args = ["--truth", tables[0], "--scores", tables[1], "--samples", str(samples), "--no-plots"]
+        assert main(["evaluate", *args, "--out", f"file://{link}", "--label", "quality=mos_q"]) == 0
+        assert link.is_symlink()
+        assert json.loads((real / "evaluation.json").read_text())["bootstrap"]["samples"] == samples
+
+
 def test_the_same_input_gives_the_same_bytes(whole, tmp_path):
     out, args, _ = whole
     before = (out / "evaluation.json").read_bytes()
@@ -114,6 +125,78 @@ def test_scores_join_by_image_name_and_what_is_unmatched_is_named(tables, rows, 
     assert result["aspects"]["quality"]["rows"] == 157
     assert any(note.startswith("3 of 160 human scores have no score (0000.png, 0001.png") for note in result["notes"])
     assert any("1 of 158 scored rows have no human score (unknown.png)" in note for note in result["notes"])
+
+
+def split_of(table, out, *more):
+    args = ["split", "--input", table, "--out", str(out), "--label", "mos_q", "--no-images", *more]
+    assert main(args) == 0
+    parts = pq.read_table(out) if out.suffix == ".parquet" else read_csv(out)
+    return sum(part == "test" for part in parts["part"].to_pylist())
+
+
+def evaluated_rows(folder, *args):
+    assert (
+        main(["evaluate", *args, "--label", "quality=mos_q", "--out", str(folder), "--samples", "100", "--no-plots"])
+        == 0
+    )
+    return json.loads((folder / "evaluation.json").read_text())["aspects"]["quality"]["rows"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_split_of_a_table_without_ids_is_evaluated(rows, tmp_path, suffix):
+    """The two commands of docs/numbers.md."""
+    columns = [name for name in rows[0] if name != "id"]
+    table = write(tmp_path / "labelled.csv", rows, columns)
+    split = tmp_path / f"split{suffix}"
+    count = split_of(table, split)
+    args = ["--split", str(split)]
+    assert evaluated_rows(tmp_path / "a", "--scores", table, *args) == count
+    assert evaluated_rows(tmp_path / "b", "--scores", table, "--truth", table, *args) == count
+    sorted_rows = write(tmp_path / "sorted.csv", sorted(rows, key=lambda row: row["mos_q"]), columns)
+    assert evaluated_rows(tmp_path / "c", "--scores", sorted_rows, *args) == count
+    alike = [row | {"image_path": f"{i}/image.png"} for i, row in enumerate(rows)]
+    one = write(tmp_path / "alike.csv", alike, columns)
+    split = tmp_path / f"alike-split{suffix}"
+    count = split_of(one, split)
+    assert evaluated_rows(tmp_path / "d", "--scores", one, "--split", str(split)) == count
+
+
+def test_a_split_of_images_within_a_table_is_evaluated(rows, tmp_path, capsys):
+    made = [
+        {k: v for k, v in row.items() if k not in ("id", "image_path")} | {"image": row["id"].encode()} for row in rows
+    ]
+    pq.write_table(pa.Table.from_pylist(made), tmp_path / "t.parquet")
+    split = tmp_path / "split.parquet"
+    count = split_of(str(tmp_path / "t.parquet"), split)
+    args = ["--scores", str(tmp_path / "t.parquet"), "--split", str(split)]
+    assert evaluated_rows(tmp_path / "out", *args) == count
+    pq.write_table(pa.Table.from_pylist(made[::-1]), tmp_path / "t.parquet")
+    capsys.readouterr()
+    assert "none of its 160 rows" in refused(capsys, *args, "--label", "quality=mos_q", "--out", str(tmp_path / "out"))
+
+
+def test_a_split_by_ids_of_another_name_is_evaluated(rows, tmp_path):
+    named_ids = [{"name": row["id"]} | row for row in rows]
+    table = write(tmp_path / "t.csv", named_ids, ["name", "prompt", "mos_q", "quality_mos"])
+    count = split_of(table, tmp_path / "s.csv", "--id-column", "name")
+    args = ["--scores", table, "--id-column", "name", "--split", str(tmp_path / "s.csv")]
+    assert evaluated_rows(tmp_path / "out", *args) == count
+
+
+def test_baselines_say_what_they_were_fitted_on(tables, rows, tmp_path):
+    """Scores of the test part alone, with human scores passed through: no row of the training part is there."""
+    parts = [row | {"part": "test" if i % 4 else "train"} for i, row in enumerate(rows)]
+    split = write(tmp_path / "split.csv", parts, ("id", "part"))
+    alone = write(tmp_path / "s.csv", [row for row in parts if row["part"] == "test"])
+    options = {"split": split, "labels": QUALITY, "samples": 100, "plots": False}
+    unfitted, fitted = (
+        evaluate(Request(alone, str(tmp_path / "out"), truth=truth, **options)) for truth in (None, tables[0])
+    )
+    assert fitted["aspects"]["quality"]["baselines"] == "fitted on the training part"
+    assert unfitted["aspects"]["quality"]["baselines"] == "fitted in five folds of these rows"
+    note = "no row of the training part has a mos_q here: baselines are not fitted on that part"
+    assert note in unfitted["notes"]
+    assert note not in fitted["notes"]
 
 
 def test_another_scale_is_brought_to_ours(tables, rows, tmp_path):
@@ -196,7 +279,8 @@ def test_what_cannot_be_evaluated_is_refused(tables, rows, tmp_path, capsys):
     assert "--label: is missing" in refused(capsys, *base)
     assert "has no scores of authenticity" in refused(capsys, *base, "--label", "authenticity=mos_a")
     assert "outside the scale 1 to 2" in refused(capsys, *base, *quality, "--scale", "1", "2")
-    assert "does not go up" in refused(capsys, *base, *quality, "--scale", "5", "0")
+    for scale in (("5", "0"), ("0", "inf"), ("nan", "5")):
+        assert "does not go up" in refused(capsys, *base, *quality, "--scale", *scale)
     assert "--key" in refused(capsys, "--truth", truth, "--scores", odd_ids(tmp_path, rows), *out, *quality)
     twice = write(tmp_path / "twice.csv", [*rows, rows[4]], SCORES)
     assert "'i0004' occurs more than once" in refused(capsys, "--truth", truth, "--scores", twice, *out, *quality)
@@ -209,12 +293,52 @@ def test_what_cannot_be_evaluated_is_refused(tables, rows, tmp_path, capsys):
     assert "at least 100" in refused(capsys, *base, *quality, "--samples", "10")
     assert "no numbers" not in refused(capsys, *base, "--label", "quality=prompt")
     split = write(tmp_path / "split.csv", [{"id": "i0001", "part": "train"}])
-    assert "has no such part" in refused(capsys, *base, *quality, "--split", split)
+    assert "--part test: " in refused(capsys, *base, *quality, "--split", split)
+    assert "add --split" in refused(capsys, *base, *quality, "--part", "val")
     assert "does not exist" in refused(capsys, "--scores", str(tmp_path / "none.csv"), *out, *quality)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
+    assert "--out s3://bucket/e: is not on this" in refused(capsys, *base[:-2], "--out", "s3://bucket/e", *quality)
     assert "not empty" in refused(capsys, *base[:-2], "--out", str(tmp_path / "full"), *quality)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["mos", "quality_mos", "label", "mos_error", "generator mean", "majority_word"])
+def test_a_scorer_whose_name_is_taken_is_refused(tables, tmp_path, capsys, name):
+    truth, scores = tables
+    out = tmp_path / "out"
+    args = ["--truth", truth, "--scores", scores, "--out", str(out), "--label", "quality=mos_q"]
+    assert f"--other {name}: would be quality_" in refused(capsys, *args, "--other", f"{name}={truth}:mos_a")
+    both = ["--other", f"a={truth}:mos_a", "--other", f"a={truth}:mos_c"]
+    assert "a is there already" in refused(capsys, *args, *both)
+    assert not out.exists()
+
+
+def test_columns_that_hold_no_scores_or_words_are_refused(rows, tmp_path, capsys):
+    made = pa.Table.from_pylist(rows)
+    for name, values in {
+        "nothing": pa.nulls(len(rows), pa.float64()),
+        "list": pa.array([["good"]] * len(rows)),
+        "bytes": pa.array([b"\xff"] * len(rows)),
+        "quality_label": made["quality_mos"],
+    }.items():
+        made = made.append_column(name, values)
+    pq.write_table(made, tmp_path / "t.parquet")
+    args = ["--scores", str(tmp_path / "t.parquet"), "--out", str(tmp_path / "out"), "--label", "quality=mos_q"]
+    assert "--prediction quality=nothing: holds no score" in refused(capsys, *args, "--prediction", "quality=nothing")
+    assert "quality_label in errors.parquet" in refused(capsys, *args, "--prediction", "quality=quality_label")
+    for name in ("list", "bytes"):
+        assert f"the column {name} holds" in refused(capsys, *args, "--words", f"quality={name}")
+    assert "--seed -1: is negative" in refused(capsys, *args, "--seed", "-1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_generators_are_no_formulas(rows, tmp_path):
+    made = [row | {"generator": ("$\\frac{$", "a_$b$")[i % 2]} for i, row in enumerate(rows)]
+    table = write(tmp_path / "t.csv", made)
+    result = evaluate(Request(table, str(tmp_path / "out"), labels=QUALITY, samples=100))
+    assert {one["generator"] for one in result["aspects"]["quality"]["generators"]} == {"$\\frac{$", "a_$b$"}
+    assert (tmp_path / "out" / "plots" / "quality-generators.png").is_file()
 
 
 def odd_ids(folder, rows):

@@ -84,11 +84,15 @@ def decided_by(
     }
 
 
-def data_digest(inputs: Mapping[str, Input], parts: Parts, ids: set[str], scale: tuple[float, float]) -> str:
-    """Of which conversations there are, in which part and with which label."""
+def data_digest(inputs: Mapping[str, Input], parts: Parts, ids: set[str] | None, scale: tuple[float, float]) -> str:
+    """Of which conversations there are, in which part and with which label.
+
+    Args:
+        ids: those that count; None: all.
+    """
     digest = hashlib.sha256(repr(scale).encode())
     for name, one in sorted(inputs.items()):
         known = sorted(zip(one.ids, one.labels.tolist(), one.conversations.tokens.tolist(), strict=True))
-        rows = [(*row, parts.of[row[0]]) for row in known if row[0] in ids]
+        rows = [(*row, parts.of[name][row[0]]) for row in known if ids is None or row[0] in ids]
         digest.update(json.dumps([name, rows]).encode())
     return digest.hexdigest()[:16]

@@ -84,7 +84,7 @@ class _Job:
         self._scale, self._lm_head = scale, lm_head
         learnt = [inputs[name] for name in {one.trained_on: None for one in chosen}]
         tested = [inputs[name] for name in {one.tested_on: None for one in chosen}]
-        self._parts = assign(list(inputs.values()), config)
+        self._parts = assign(list(inputs.values()), config, same_images=True)
         self._learnt = common_ids(learnt, self._parts, ("train", "val"), "--input")
         self._tested = common_ids(tested, self._parts, ("test",), "--input")
         for one in chosen:
@@ -118,7 +118,9 @@ class _Job:
 
     def facts(self, label: tuple[str, str]) -> dict[str, Any]:
         """What the comparison was of."""
-        parts = {part: sum(self._parts.of[i] == part for i in self._learnt | self._tested) for part in _PARTS}
+        used = self._learnt | self._tested
+        held = {part: [self._parts.holds(one, part) for one in self._inputs.values()] for part in _PARTS}
+        parts = {part: len(used & set().union(*ids)) for part, ids in held.items()}
         return {
             "label": {label[0]: label[1]},
             "scale": list(self._scale),

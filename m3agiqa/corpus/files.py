@@ -57,6 +57,17 @@ def absolute(uri: str) -> str:
     return str(Path(uri).expanduser().absolute()) if is_local(uri) else uri
 
 
+def local_out(out: str, cure: str) -> Path:
+    """The absolute path of what `--out` names, where only this machine's disk will do.
+
+    Raises:
+        UserError: for a URI of another store.
+    """
+    if not is_local(out):
+        raise UserError(f"--out {out}", "is not on this machine", cure)
+    return Path(absolute(out))
+
+
 def join(base: str, name: str) -> str:
     """The URI of `name` below the folder `base`; options of the file system (`?region=`) stay at the end."""
     path, options = split_options(base)

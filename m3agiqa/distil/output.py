@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from m3agiqa.config import AccessConfig
 from m3agiqa.corpus import FIXED_FIELDS, access_of
-from m3agiqa.corpus.files import is_local
+from m3agiqa.corpus.files import is_local, local_out
 from m3agiqa.distil.desk import Desk
 from m3agiqa.distil.journal import Journal
 from m3agiqa.distil.prompts import TEACHER_WORDINGS
@@ -36,9 +36,7 @@ def out_folder(out: str) -> Path:
     Raises:
         UserError: for a URI.
     """
-    if not is_local(out):
-        raise UserError(f"--out {out}", "is no local folder", "give one: answers must be on a disk at once")
-    return Path(out).expanduser().absolute()
+    return local_out(out, "give a local folder: answers must be on a disk at once")
 
 
 def decides(config: DistilConfig, input_uri: str, labels: Labels) -> dict[str, Any]:

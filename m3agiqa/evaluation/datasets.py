@@ -33,8 +33,11 @@ class DataSet:
     notes: tuple[str, ...]
 
 
-def load(name: str, folder: str) -> DataSet:
+def load(name: str, folder: str, flag: str = "--truth") -> DataSet:
     """Loads `agiqa-3k`, `aigciqa2023` or `aigiqa-20k` from its folder.
+
+    Args:
+        flag: the option that names the folder, for errors.
 
     Raises:
         UserError: for an unknown name, files that are missing, and content that is not that of the data set.
@@ -42,14 +45,14 @@ def load(name: str, folder: str) -> DataSet:
     if name not in _LOADERS:
         raise UserError(f"--dataset {name}", "is not known", f"take one of {', '.join(_LOADERS)}, or give --label")
     if not Path(folder).is_dir():
-        raise UserError(f"--truth {folder}", "is no folder", f"give the folder of {name}")
-    return _LOADERS[name](Path(folder))
+        raise UserError(f"{flag} {folder}", "is no folder", f"give the folder of {name}")
+    return _LOADERS[name](Path(folder), flag)
 
 
-def _agiqa_3k(folder: Path) -> DataSet:
+def _agiqa_3k(folder: Path, flag: str) -> DataSet:
     """`data.csv` (Li et al., arXiv 2306.04717): 2,982 images; a generator is a model with its setting."""
-    table = _csv(folder / "data.csv", ("name", "prompt", "mos_quality", "mos_align"))
-    _expect(folder, table, 2982, {"mos_quality": (0, 5), "mos_align": (0, 5)})
+    table = _csv(folder / "data.csv", flag, ("name", "prompt", "mos_quality", "mos_align"))
+    _expect(f"{flag} {folder}", table, 2982, {"mos_quality": (0, 5), "mos_align": (0, 5)})
     names = table.keys("image").to_pylist()
     generators = [re.sub(r"_\d+\.\w+$", "", name) for name in names]
     notes = ("the published correspondence words of this data set are those of mos_quality: they are not used",)
@@ -61,7 +64,7 @@ _AIGCIQA_FILES = {Aspect.QUALITY: "mosz1", Aspect.AUTHENTICITY: "mosz2", Aspect.
 _AIGCIQA_GENERATORS = ("Controlnet", "DALLE", "Glide", "Lafite", "stable-diffusion", "Unidiffuser")
 
 
-def _aigciqa2023(folder: Path) -> DataSet:
+def _aigciqa2023(folder: Path, flag: str) -> DataSet:
     """`DATA/MOS/mosz1.mat`, 2 and 3 (Wang et al., arXiv 2307.00211): six generators, each 100 prompts four times.
 
     The order of the files is that of its README, quality, authenticity, correspondence; it is not the paper's.
@@ -76,41 +79,41 @@ def _aigciqa2023(folder: Path) -> DataSet:
     names = [f"{i}.png" for i in range(2400)]
     if any(len(values) != len(names) for values in columns.values()):
         counts = ", ".join(str(len(values)) for values in columns.values())
-        raise UserError(f"--truth {folder}", f"holds {counts} scores, not 2400 each", "give the whole data set")
-    prompts = _aigciqa_prompts(folder)
+        raise UserError(f"{flag} {folder}", f"holds {counts} scores, not 2400 each", "give the whole data set")
+    prompts = _aigciqa_prompts(folder, flag)
     made = {
         "id": names,
         "image": [f"Image/allimg/{name}" for name in names],
         "prompt": pa.array([prompts[i % 400 // 4] if prompts else None for i in range(2400)], pa.string()),
         "generator": [_AIGCIQA_GENERATORS[i // 400] for i in range(2400)],
     }
-    table = Table(f"--truth {folder}", pa.table(made | columns), True)
-    _expect(folder, table, 2400, dict.fromkeys(columns, (0.0, 100.0)))
+    table = Table(f"{flag} {folder}", pa.table(made | columns), True)
+    _expect(f"{flag} {folder}", table, 2400, dict.fromkeys(columns, (0.0, 100.0)))
     missing = () if prompts else ("AIGCIQA2023_Prompts.csv is not there: figures by prompt are left out",)
     notes = ("mosz1 is quality, mosz2 authenticity and mosz3 correspondence", *missing)
     return DataSet(table, {aspect: f"mos_{aspect}" for aspect in _AIGCIQA_FILES}, (0.0, 100.0), notes)
 
 
-def _aigciqa_prompts(folder: Path) -> list[str]:
+def _aigciqa_prompts(folder: Path, flag: str) -> list[str]:
     """The 100 prompts, from the published sheet saved as CSV (with the column `prompt`); none where it is not there."""
     file = folder / "AIGCIQA2023_Prompts.csv"
     if not file.is_file():
         return []
-    prompts = [str(one) for one in _csv(file, ("prompt",)).strings("prompt")]
+    prompts = [str(one) for one in _csv(file, flag, ("prompt",)).strings("prompt")]
     if len(prompts) != 100:
         raise UserError(str(file), f"holds {len(prompts)} prompts, not 100", "save the published sheet as CSV again")
     return prompts
 
 
-def _aigiqa_20k(folder: Path) -> DataSet:
+def _aigiqa_20k(folder: Path, flag: str) -> DataSet:
     """`info_train.csv`, `info_val.csv`, `info_test.csv` (Li et al., arXiv 2404.03407): 14,000, 2,000 and 4,000 rows."""
     parts = []
     for split, count in (("train", 14_000), ("val", 2_000), ("test", 4_000)):
-        table = _csv(folder / f"info_{split}.csv", ("name", "mos"))
-        _expect(folder, table, count, {"mos": (0, 5)})
+        table = _csv(folder / f"info_{split}.csv", flag, ("name", "mos"))
+        _expect(f"{flag} {folder}", table, count, {"mos": (0, 5)})
         rows = table.rows.select(["image", "prompt", "generator", "mos"])
         parts.append(rows.append_column("split", pa.array([split] * len(table))))
-    table = Table(f"--truth {folder}", pa.concat_tables(parts, promote_options="permissive"), True)
+    table = Table(f"{flag} {folder}", pa.concat_tables(parts, promote_options="permissive"), True)
     names = table.keys("image").to_pylist()
     generators = [
         given or re.sub(r"_?\d+\.\w+$", "", n) for given, n in zip(table.strings("generator"), names, strict=True)
@@ -119,18 +122,17 @@ def _aigiqa_20k(folder: Path) -> DataSet:
     return DataSet(_named(table, names, generators), {Aspect.QUALITY: "mos"}, (0.0, 5.0), notes)
 
 
-_LOADERS: dict[str, Callable[[Path], DataSet]] = {
+_LOADERS: dict[str, Callable[[Path, str], DataSet]] = {
     "agiqa-3k": _agiqa_3k,
     "aigciqa2023": _aigciqa2023,
     "aigiqa-20k": _aigiqa_20k,
 }
-DATASETS = tuple(_LOADERS)
 
 
-def _csv(file: Path, needed: tuple[str, ...]) -> Table:
+def _csv(file: Path, flag: str, needed: tuple[str, ...]) -> Table:
     if not file.is_file():
         raise UserError(str(file), "is not there", "give the folder as it is published")
-    table = read(str(file), "--truth", image_column="name" if "name" in needed else None)
+    table = read(str(file), flag, image_column="name" if "name" in needed else None)
     for column in needed:
         if column != "name":
             table.need(column, str(file))
@@ -146,13 +148,13 @@ def _named(table: Table, names: list[str], generators: list[str]) -> Table:
     return made
 
 
-def _expect(folder: Path, table: Table, count: int, ranges: dict[str, tuple[float, float]]) -> None:
+def _expect(said: str, table: Table, count: int, ranges: dict[str, tuple[float, float]]) -> None:
     """Refuses a table of another length, with scores missing or beyond their range."""
     if len(table) != count:
         rule = f"{table.said} has {len(table)} rows, not the {count} of the data set"
-        raise UserError(f"--truth {folder}", rule, "give the whole data set, or its table with --label")
+        raise UserError(said, rule, "give the whole data set, or its table with --label")
     for column, (low, high) in ranges.items():
-        values = table.numbers(column, f"--truth {folder}")
+        values = table.numbers(column, said)
         if wrong := int((~((values >= low) & (values <= high))).sum()):
             rule = f"{wrong} values of {column} are missing or outside {low:g} to {high:g}"
-            raise UserError(f"--truth {folder}", rule, "give the data set as it is published")
+            raise UserError(said, rule, "give the data set as it is published")

@@ -42,7 +42,7 @@ class Request:
     words: Mapping[Aspect, str] = field(default_factory=dict)
     others: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     split: str | None = None
-    part: str = "test"
+    part: str | None = None
     train: str | None = None
     predictor: str | None = None
     key: str | None = None
@@ -51,6 +51,11 @@ class Request:
     plots: bool = True
     samples: int = 1000
     seed: int = 0
+
+    @property
+    def tested(self) -> str:
+        """The part of the split that is evaluated."""
+        return self.part or "test"
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,10 @@ class Gathered:
     def training(self) -> Ints:
         """Places of the rows of the training part."""
         return np.flatnonzero(np.array([one == "train" for one in self.part], dtype=bool))
+
+    def learnt(self, labels: Floats) -> Ints:
+        """Places of the rows of the training part that have a label [n]: what baselines are fitted on, if any."""
+        return self.training[np.isfinite(labels[self.training])]
 
     def known(self, column: str) -> pa.Array:
         """Text [n] of the human scores' table; where that does not say, of the scores'; null where neither does."""
@@ -150,10 +159,9 @@ def _truth(
     truth = scores if request.truth is None else read(request.truth, "--truth", request.id_column)
     for aspect, column in request.labels.items():
         truth.need(column, f"--label {aspect}={column}")
-    if not scale[0] < scale[1]:
-        raise UserError(
-            f"--scale {scale[0]:g} {scale[1]:g}", "does not go up", "give the lowest label, then the highest"
-        )
+    if not -np.inf < scale[0] < scale[1] < np.inf:
+        said = f"--scale {scale[0]:g} {scale[1]:g}"
+        raise UserError(said, "does not go up between two numbers", "give the lowest label, then the highest")
     return truth, request.labels, scale
 
 
@@ -166,18 +174,20 @@ def _parts(request: Request, truth: Table, notes: list[str]) -> tuple[list[str |
     """The part of each row of the human scores, and whether a training part was named."""
     if request.split is not None and request.train is not None:
         raise UserError("--train", "is given beside --split", "give one of them")
+    if request.part is not None and request.split is None:
+        raise UserError(f"--part {request.part}", "is a part of no split", "add --split FILE")
     if request.split is not None:
-        table = read(request.split, "--split", request.id_column)
+        table = read(request.split, "--split")  # `split` calls its ids `id`, whatever the table called them
         table.need("part", f"--split {request.split}")
         places, _ = match(truth, table, request.key)
         given = table.strings("part")
         names = [given[i] if i >= 0 else None for i in places.tolist()]
-        if request.part not in names:
+        if request.tested not in names:
             known = ", ".join(sorted({str(name) for name in given}))
-            raise UserError(f"--part {request.part}", f"{request.split} has no such part", f"take one of {known}")
+            raise UserError(f"--part {request.tested}", f"{request.split} has no such part", f"take one of {known}")
         # Parts that are neither are left alone, but in k folds, where all others are trained on.
-        learnt = {"train"} if "train" in names and request.part != "train" else set(names) - {request.part, None}
-        kinds = {request.part: "test"} | dict.fromkeys((name for name in learnt if name), "train")
+        learnt = {"train"} if "train" in names and request.tested != "train" else set(names) - {request.tested, None}
+        kinds = {request.tested: "test"} | dict.fromkeys((name for name in learnt if name), "train")
         return [kinds.get(name) if name else None for name in names], True
     if request.train is not None:
         table = read(request.train, "--train", request.id_column)
@@ -206,7 +216,7 @@ def own_scorers(gathered: Gathered, request: Request, aspect: Aspect, rows: Ints
     """The scores of the evaluated rows [n] that the scores file holds for an aspect, the best first.
 
     Raises:
-        UserError: if there are none, or they are not on the scale of 0 to 5.
+        UserError: if there are none, or none in a column that was named, or they are not on the scale of 0 to 5.
     """
     table = gathered.scores.take(gathered.at[rows])
     found = []
@@ -217,6 +227,8 @@ def own_scorers(gathered: Gathered, request: Request, aspect: Aspect, rows: Ints
         flag = f"--prediction {aspect}={column}"
         values = table.numbers(column, flag)
         known = values[np.isfinite(values)]
+        if given is not None and not len(known):
+            raise UserError(flag, "holds no score of the evaluated rows", "name a column that does")
         if len(known) and not SCALE_MIN - 1e-6 <= known.min() <= known.max() <= SCALE_MAX + 1e-6:
             rule = f"holds {known.min():g} to {known.max():g}, which is not on the scale of 0 to 5"
             raise UserError(flag, rule, f"give scores on another scale as --other NAME=FILE:{column}")

@@ -40,15 +40,18 @@ def shared(parts: Sequence[str | None], values: Sequence[str | None]) -> dict[st
     return found
 
 
-def hashes(uri: str, image_column: str | None = None) -> tuple[dict[str, int], int]:
+def hashes(uri: str, id_column: str = "id") -> tuple[dict[str, int], int]:
     """Perceptual hashes of the images of a corpus that can be read, by id, and how many cannot.
+
+    Args:
+        id_column: of the corpus, as it was read for the split.
 
     Raises:
         UserError: for a corpus that cannot be opened.
     """
     found: dict[str, int] = {}
     failed = 0
-    corpus = open_corpus(uri, image_column=image_column)
+    corpus = open_corpus(uri, id_column=id_column)
     for shard in corpus.shards:
         for table in shard.read():
             for row in table.select(["id", "_uri", "_bytes"]).to_pylist():

@@ -129,7 +129,7 @@ def _bars(axes: Axes, groups: Sequence[Mapping[str, Any]]) -> None:
     )
     places = np.arange(len(groups))[::-1]
     axes.barh(places, values, xerr=np.maximum(bars.T, 0), color=_PALE, ecolor=_INK, capsize=2)
-    axes.set_yticks(places, [f"{one['generator']} ({one['rows']})" for one in groups], fontsize=8)
+    axes.set_yticks(places, [_plain(f"{one['generator']} ({one['rows']})") for one in groups], fontsize=8)
     axes.set_xlabel("SRCC within the generator, 95 % interval")
 
 
@@ -147,10 +147,15 @@ def _radar(axes: Axes, aspects: Mapping[str, Any]) -> None:
             by_kind.setdefault(kind, []).append(0.0 if value is None else max(value, 0.0))
     for kind, values in by_kind.items():
         if len(values) == len(names) and any(values):
-            axes.plot(around, [*values, values[0]], marker="o", ms=3, lw=1.4, label=kind)
+            axes.plot(around, [*values, values[0]], marker="o", ms=3, lw=1.4, label=_plain(kind))
     axes.set_xticks(angles, names)
     axes.set_ylim(0, 1)
     axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.15, -0.12))
+
+
+def _plain(name: str) -> str:
+    """A name that people gave, for matplotlib, to which what is between two dollar signs is a formula."""
+    return name.replace("$", r"\$")
 
 
 def _named(scorers: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:

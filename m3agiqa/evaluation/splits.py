@@ -15,7 +15,6 @@ from m3agiqa.errors import UserError
 from m3agiqa.evaluation.metrics import Floats
 from m3agiqa.predictor.splits import part_of_name
 
-WAYS = ("random", "prompt", "generator", "official")
 _STRATA = 10
 
 
@@ -69,7 +68,9 @@ def _strata(codes: Any, labels: Floats | None, count: int) -> Any:
     """The tenth that each group's mean label is in [groups]; groups without labels are a stratum of their own."""
     if labels is None:
         return np.zeros(count, np.int64)
-    known = np.isfinite(labels)
+    # In one order, since sums in another differ in their last bit, which is enough to cross the edge of a tenth.
+    known = np.flatnonzero(np.isfinite(labels))
+    known = known[np.lexsort((labels[known], codes[known]))]
     rows = np.bincount(codes[known], minlength=count)
     means = np.bincount(codes[known], labels[known], count) / np.maximum(rows, 1)
     found = np.full(count, _STRATA, np.int64)
@@ -117,7 +118,7 @@ def describe(parts: Sequence[str | None], labels: Floats | None) -> dict[str, di
     names = np.array([str(part) if part is not None else "" for part in parts])
     found: dict[str, dict[str, Any]] = {}
     for name in sorted(set(names.tolist()) - {""}):
-        own = None if labels is None else labels[(names == name) & np.isfinite(labels)]
+        own = None if labels is None else np.sort(labels[(names == name) & np.isfinite(labels)])
         mean, spread = (None, None) if own is None or not len(own) else (float(own.mean()), float(own.std()))
         found[name] = {"rows": int((names == name).sum()), "mean_label": mean, "label_deviation": spread}
     return found

@@ -20,6 +20,9 @@ from m3agiqa.runs import MANIFEST, Manifest, Output
 
 # The form of `rows.made_up_id`, which tells rows of one file apart and means nothing in another.
 _MADE_UP = re.compile(r"(^|:)[0-9]{8}-[0-9a-f]{8}$")
+# How `rows.to_rows` calls images that are bytes within a table, `labelled.parquet#12`: no file, and another image once
+# the table is sorted.
+_EMBEDDED = "#[0-9]+$"
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,22 @@ class Table:
         return int(self.rows.num_rows)
 
     def strings(self, name: str) -> list[str | None]:
-        """A column [n] as text; None where it is empty or there is no such column."""
+        """A column [n] as text; None where it is empty or there is no such column.
+
+        Raises:
+            UserError: for a column that has no form as text.
+        """
         return list(self.text(name).to_pylist())
 
     def text(self, name: str) -> pa.Array:
         """The same as an array."""
         if name not in self.rows.column_names:
             return pa.nulls(len(self), pa.string())
-        values = _flat(self.rows[name].cast(pa.string()))
+        try:
+            values = _flat(self.rows[name].cast(pa.string()))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            rule = f"the column {name} holds {self.rows[name].type}, which is no text"
+            raise UserError(self.said, rule, "name a column of text") from None
         return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
 
     def numbers(self, name: str, flag: str) -> Floats:
@@ -78,11 +89,12 @@ class Table:
             raise UserError(flag, f"{self.said} has no column {name}", cure)
 
     def keys(self, by: str) -> pa.Array:
-        """What rows are joined by [n]: `id`, or `image`, the name of the image's file without its folders."""
+        """What rows are joined by [n]: `id`, or `image`, the image's file name without its folders, null for none."""
         if by == "id":
             return _flat(self.rows["id"].cast(pa.string()))
-        images = _flat(self.rows["image"].cast(pa.string()))
-        return pc.replace_substring_regex(images, r"^.*/", "")
+        images = self.text("image")
+        named = pc.if_else(pc.match_substring_regex(images, _EMBEDDED), pa.scalar(None, pa.string()), images)
+        return pc.replace_substring_regex(named, r"^.*/", "")
 
     def take(self, places: Ints) -> "Table":
         """Some rows."""
@@ -144,22 +156,28 @@ def match(left: Table, right: Table, by: str | None = None) -> tuple[Ints, str]:
     """Where each row of `left` [n] is in `right`, -1 where it is not, and what they were joined by.
 
     Args:
-        by: `id` or `image` (file names); None: ids where both have them and any agree, else file names.
+        by: `id` or `image` (file names); None: ids where both have them and any agree, else file names, else ids that
+            were made up: they hold a hash of image and prompt, so those that agree are of the same row.
 
     Raises:
         UserError: where no row matches, or file names are not unique.
     """
-    ways = [by] if by else (["id"] if left.has_ids and right.has_ids else []) + ["image"]
+    ways = [by] if by else ["id", "image"] if left.has_ids and right.has_ids else ["image", "id"]
+    twice: UserError | None = None
     for way in ways:
         ours, theirs = left.keys(way), right.keys(way)
-        if ours.null_count == len(ours) or theirs.null_count == len(theirs):
+        found = np.array(pc.fill_null(pc.index_in(ours, value_set=theirs, skip_nulls=True), -1), np.int64)
+        if not (found >= 0).any():
             continue
-        found = np.array(pc.fill_null(pc.index_in(ours, value_set=theirs), -1), np.int64)
-        if (found >= 0).any():
-            if way == "image":
-                for table, keys in ((left, ours), (right, theirs)):
-                    refuse_duplicates(keys.drop_null(), table.said, "image names")
-            return found, way
+        try:
+            for table, keys in ((left, ours), (right, theirs)):
+                refuse_duplicates(keys.drop_null(), table.said, "ids" if way == "id" else "image names")
+        except UserError as error:  # unless they can be joined by something else
+            twice = error
+            continue
+        return found, way
+    if twice is not None:
+        raise twice
     theirs = right.keys(ways[0])
     raise UserError(
         right.said,

@@ -112,6 +112,11 @@ def test_own_and_given_descriptions_are_tested_on_the_same_images(own, tmp_path)
     assert set(rows) == {"base", "descriptions=given/given", "descriptions=given/own"}
     assert found["images"]["train"] + found["images"]["val"] + found["images"]["test"] == 140
     assert rows["descriptions=given/given"]["test"]["srcc"]["mean"] > rows["base"]["test"]["srcc"]["mean"]
+    others = [row | {"id": f"i{i:04}"} for i, row in enumerate(talks(140, prefix="x"))]
+    uris = {"own": own, "others": captured(tmp_path / "others", others)}
+    with pytest.raises(UserError, match="another prompt there"):
+        results(uris, tmp_path / "refused", "base.head=ridge", "vary.descriptions=[others]")
+    assert not (tmp_path / "refused").exists()
 
 
 def command(name, *inputs, out, label="quality=mos_quality", more=()):
@@ -156,7 +161,9 @@ def test_a_folder_with_something_else_is_left_alone(own, tmp_path):
 
 
 def test_each_set_is_trained_on_and_tested_on(own, tmp_path):
-    flipped = captured(tmp_path / "flipped", talks(120, seed=3, prefix="f", sign=-1.0))
+    # Numbered like the other set, as published files are, with other prompts.
+    made = [row | {"id": f"i{i:04}"} for i, row in enumerate(talks(120, seed=3, prefix="f", sign=-1.0))]
+    flipped = captured(tmp_path / "flipped", made)
     uris, said, out = {"own": own, "flipped": flipped}, [], tmp_path / "out"
     found = cross_evaluate(settings("base.head=ridge"), uris, out, QUALITY, say=said.append)
     srcc = {(one["trained_on"], one["tested_on"]): one["test"]["srcc"]["mean"] for one in found["pairs"]}

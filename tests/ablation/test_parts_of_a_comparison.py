@@ -91,25 +91,60 @@ def test_a_set_without_bounds_is_refused_where_they_are_needed(tmp_path):
 
 def test_a_prompt_is_in_one_part_only_in_all_inputs(tmp_path):
     inputs = opened(tmp_path, talks(80, prompts=20), talks(60, seed=1, prompts=20))
-    parts = assign(list(inputs.values()), settings())
+    parts = assign(list(inputs.values()), settings(), same_images=True)
     by_prompt = {}
     for one in inputs.values():
         for name, prompt in zip(one.ids, one.prompts, strict=True):
-            by_prompt.setdefault(prompt, set()).add(parts.of[name])
+            by_prompt.setdefault(prompt, set()).add(parts.of[one.name][name])
     assert all(len(found) == 1 for found in by_prompt.values())
     assert set().union(*by_prompt.values()) == {"train", "val", "test"}
     assert not parts.notes
     a, b = inputs.values()
     both = common_ids([a, b], parts, ("train",), "--input")
-    assert both == {i for i in b.ids if parts.of[i] == "train"}
+    assert both == {i for i in b.ids if parts.of[b.name][i] == "train"}
     assert [a.ids[i] for i in parts.places(a, "train", both)] == [b.ids[i] for i in parts.places(b, "train", both)]
+
+
+@pytest.mark.parametrize("split_by", ["prompt", "split"])
+def test_sets_that_number_their_images_alike_are_split_by_their_own_prompts(tmp_path, split_by):
+    sets = []
+    for seed, prompts in enumerate((75, 30)):
+        made = talks(150, seed=seed, prompts=prompts, prefix=f"set {seed}")
+        parts = ("test", "val", "train")
+        sets.append([row | {"id": str(i), "split": parts[(i // 50 + seed) % 3]} for i, row in enumerate(made)])
+    inputs = list(opened(tmp_path, *sets).values())
+    parts = assign(inputs, settings(f"data.split_by={split_by}"), same_images=False)
+    for one, made in zip(inputs, sets, strict=True):
+        own = parts.of[one.name]
+        train, test = ({row["prompt"] for row in made if own[row["id"]] == part} for part in ("train", "test"))
+        if split_by == "prompt":
+            assert test
+            assert not test & train
+        else:
+            assert own == {row["id"]: row["split"] for row in made}
+
+
+def test_inputs_of_the_same_images_that_say_different_things_are_refused(tmp_path):
+    made = talks(40, prompts=10, split=lambda i: "test" if i < 20 else "train")
+    unknown = [row | {"prompt": None} for row in made]
+    other = [*made[:7], made[7] | {"prompt": "another"}, *made[8:]]
+    moved = [*made[:7], made[7] | {"split": "train"}, *made[8:]]
+    first, without, differing, elsewhere = opened(tmp_path, made, unknown, other, moved).values()
+    for pair in ([first, without], [without, first]):
+        parts = assign(pair, settings(), same_images=True)
+        assert parts.of[first.name] == parts.of[without.name] == assign([first], settings(), same_images=True).of["s0"]
+    with pytest.raises(UserError, match=r"--input s2: the id i0007 has another prompt .*'another', not 'i 7'"):
+        assign([first, differing], settings(), same_images=True)
+    with pytest.raises(UserError, match=r"--input s3: the id i0007 has another split .*'train', not 'test'"):
+        assign([first, elsewhere], settings("data.split_by=split"), same_images=True)
+    assign([first, elsewhere], settings(), same_images=True)
 
 
 def test_a_part_whose_labels_are_equal_is_refused(tmp_path):
     made = talks(60, split=lambda i: "test" if i < 20 else "val" if i < 40 else "train")
     made = [row | {"mos_quality": 2.0} if row["split"] == "val" else row for row in made]
     inputs = list(opened(tmp_path, made).values())
-    parts = assign(inputs, settings("data.split_by=split"))
+    parts = assign(inputs, settings("data.split_by=split"), same_images=True)
     assert len(common_ids(inputs, parts, ("train", "test"), "--input")) == 40
     with pytest.raises(UserError, match="all 20 labels of the val part are 2"):
         common_ids(inputs, parts, ("train", "val"), "--input")
@@ -118,20 +153,19 @@ def test_a_part_whose_labels_are_equal_is_refused(tmp_path):
 def test_given_parts_are_kept_and_shared_prompts_are_told(tmp_path):
     made = talks(60, prompts=6, split=lambda i: "test" if i % 3 == 0 else "train")
     inputs = opened(tmp_path, made)
-    parts = assign(list(inputs.values()), settings("data.split_by=split"))
-    assert {i for i, part in parts.of.items() if part == "test"} == {
+    parts = assign(list(inputs.values()), settings("data.split_by=split"), same_images=True)
+    assert {i for i, part in parts.of["s0"].items() if part == "test"} == {
         row["id"] for row in made if row["split"] == "test"
     }
-    assert "val" in parts.of.values()
-    crossing = assign(list(inputs.values()), settings("data.split_by=split", "data.validation_share=0.5"))
-    assert len([1 for part in crossing.of.values() if part == "val"]) > len(
-        [1 for part in parts.of.values() if part == "val"]
-    )
+    assert "val" in parts.of["s0"].values()
+    more = settings("data.split_by=split", "data.validation_share=0.5")
+    crossing = assign(list(inputs.values()), more, same_images=True)
+    assert len(crossing.holds(inputs["s0"], "val")) > len(parts.holds(inputs["s0"], "val"))
 
 
 def test_prompts_of_both_train_and_test_are_noted(tmp_path):
     made = talks(40, prompts=5, split=lambda i: "test" if i < 20 else "val" if i < 24 else "train")
-    parts = assign(list(opened(tmp_path, made).values()), settings("data.split_by=split"))
+    parts = assign(list(opened(tmp_path, made).values()), settings("data.split_by=split"), same_images=True)
     assert parts.notes == ("5 of 5 test prompts are also trained on: scores flatter",)
 
 
@@ -167,6 +201,7 @@ def test_a_comparison_that_cannot_be_is_refused():
         ("measure.seeds=1", "greater than or equal to 2"),
         ("base.hed=gru", "did you mean base.head"),
         ("base.rounds=none base.capture=rating_probs", "whole conversation"),
+        ("base.rounds=none vary.capture=[rating_probs]", "whole conversation"),
         ("base.capture=rating_probs vary.rounds=[none]", "leave vary.rounds out"),
         ("base.head=ridge vary.loss=[mse]", "leave vary.loss out"),
     ):

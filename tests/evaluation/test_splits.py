@@ -54,6 +54,19 @@ def test_the_same_seed_gives_the_same_split_in_any_order(tmp_path):
     assert other.read_bytes() != files[0].read_bytes()
 
 
+def test_a_stratified_split_is_the_same_in_any_order(tmp_path):
+    # Scores with one decimal: many groups have the same mean but for the last bit of the sum, which the order decides.
+    rows = [row | {"mos_q": round(row["mos_q"], 1)} for row in labelled(500)]
+    made = set()
+    for seed in range(4):
+        shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+        table, out = write(tmp_path / f"{seed}.csv", shuffled), tmp_path / f"{seed}-split.csv"
+        assert main(["split", "--input", table, "--out", str(out), "--label", "mos_q", "--no-images"]) == 0
+        sheet = json.loads((tmp_path / f"{seed}-split.csv.json").read_text())
+        made.add((out.read_bytes(), json.dumps(sheet["parts"])))
+    assert len(made) == 1
+
+
 def test_folds_and_generators(tmp_path):
     table = write(tmp_path / "t.csv", labelled(100))
     out = tmp_path / "folds.parquet"
@@ -83,7 +96,7 @@ def test_published_conversations_are_a_split(tmp_path):
     files = [f"{part}={tmp_path}/{part}.json" for part in ("train", "test")]
     assert main(["split", "--input", table, "--out", str(out), "--by", "official", "--official", *files]) == 0
     lines = [line.replace('"', "") for line in out.read_text().splitlines()[1:]]
-    assert lines == [f"i{i:04},{'train' if i < 7 else 'test'}" for i in range(9)]
+    assert lines == [f"i{i:04},{i:04}.png,{'train' if i < 7 else 'test'}" for i in range(9)]
 
 
 def test_near_duplicates_across_parts_are_found(tmp_path):
@@ -106,6 +119,17 @@ def test_near_duplicates_across_parts_are_found(tmp_path):
     assert same == {}
 
 
+def test_near_duplicates_are_found_by_ids_of_another_name(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    rows = [{"name": f"n{i}", "image_path": f"images/{i}.png"} for i in range(20)]
+    for row in rows:
+        picture(90, 70, seed=1).save(tmp_path / row["image_path"])
+    table = write(tmp_path / "t.csv", rows)
+    more = ["--out", str(tmp_path / "s.csv"), "--by", "random", "--id-column", "name"]
+    assert main(["split", "--input", table, *more]) == 0
+    assert f"near-duplicate images of test, train: {4 * 16} pairs" in capsys.readouterr().out
+
+
 def refused(capsys, *args):
     assert main(["split", *args]) == 2
     line = capsys.readouterr().err
@@ -122,6 +146,10 @@ def test_what_cannot_be_split_is_refused(tmp_path, capsys):
     assert "only 4 groups" in refused(capsys, *out, "--folds", "5", "--by", "generator")
     assert "no column split" in refused(capsys, *out, "--by", "official")
     assert "mos_q" in refused(capsys, *out, "--label", "mos_qq")
+    assert "s3://bucket/s.csv: is not on this" in refused(capsys, "--input", table, "--out", "s3://bucket/s.csv")
+    folder = tmp_path / "none"
+    nowhere = ["--dataset", "agiqa-3k", "--input", str(folder), "--out", str(tmp_path / "s.csv")]
+    assert f"--input {folder}: is no folder" in refused(capsys, *nowhere)
     assert "neither .parquet" in refused(capsys, "--input", table, "--out", str(tmp_path / "s.txt"))
     bare = write(tmp_path / "bare.csv", rows, ["id", "image_path"])
     assert "no row has a prompt" in refused(capsys, "--input", bare, "--out", str(tmp_path / "s.csv"))
