@@ -8,7 +8,7 @@ import errno
 import sys
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,6 +27,7 @@ from m3agiqa.errors import RunBroken, UserError
 from m3agiqa.flow import Flow
 from m3agiqa.lease import Lease
 from m3agiqa.opinions import check_predictor, with_states
+from m3agiqa.passing import as_written
 from m3agiqa.progress import Board, Live, too_many_failed
 from m3agiqa.prometheus import MeteredActor
 from m3agiqa.records import RESERVED_COLUMNS, Status
@@ -62,8 +63,9 @@ class _Run:
     @property
     def total(self) -> int | None:
         """Rows that are to be scored, or None where that is not known."""
-        rows = self.corpus.rows if self.todo.only is None else len(self.todo.only)
-        return None if rows is None else max(rows - len(self.todo.done), 0)
+        if self.todo.only is not None:
+            return len(self.todo.only.without(self.todo.done))
+        return None if self.corpus.rows is None else max(self.corpus.rows - len(self.todo.done), 0)
 
 
 def run_scoring(
@@ -105,6 +107,11 @@ def run_scoring(
     output.make()
     try:
         with Lease(output) as lease:
+            # Again: whoever had the folder until now may have written there.
+            output.check(manifest)
+            corpus = replace(corpus, schema=as_written(output, corpus.schema))
+            if retry and corpus.rows is None and (earlier := output.read_manifest()) is not None:
+                manifest.rows = earlier.rows
             output.write_manifest(manifest)
             return _score(config, corpus, output, manifest, lease, retry, verbose)
     except Exception as error:
@@ -140,7 +147,8 @@ def _score(
     if retry:
         replace_rows(output)
     manifest.counts = output.count_by_status()
-    manifest.rows = sum(manifest.counts.values()) if corpus.rows is None else corpus.rows
+    if corpus.rows is None and not retry:
+        manifest.rows = sum(manifest.counts.values())
     manifest.finished = _now()
     manifest.seconds = round(time.monotonic() - started, 3)
     output.write_manifest(manifest)
