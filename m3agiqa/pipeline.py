@@ -32,7 +32,7 @@ from m3agiqa.progress import Board, Live, too_many_failed
 from m3agiqa.prometheus import MeteredActor
 from m3agiqa.records import RESERVED_COLUMNS, Status
 from m3agiqa.replace import finish_replacing, replace_rows, retry_output
-from m3agiqa.resources import actor_pool, check_resources, decode_args, gpus, local_cpus, set_limits
+from m3agiqa.resources import actor_pool, check_resources, decode_args, gpus, local_cpus, nodes, set_limits
 from m3agiqa.resume import Todo, done_ids, drop_twice, ids_with, recover
 from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts, states_of
 from m3agiqa.scoring import check_given, decode_rows
@@ -256,7 +256,7 @@ def _dataset(run: _Run, run_fingerprint: str, board: Any) -> ray.data.Dataset:
             batch_size=slice_rows,
             compute=actor_pool(config),
             num_cpus=config.ray.num_cpus,
-            num_gpus=gpus(config),
+            num_gpus=gpus(config, nodes()),
         )
     )
 
