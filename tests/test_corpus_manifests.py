@@ -279,7 +279,7 @@ def test_text_in_parquet_that_is_no_utf8(tmp_path, column):
     text = {"id": pa.array(["a", "b"]), "prompt": pa.array(["c", "d"])}
     text[column] = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a", b"\xd1"]).buffers())
     pq.write_table(pa.table({"image": ["a.png", "b.png"], **text}), tmp_path / "m.parquet")
-    with pytest.raises(UserError, match="not a readable parquet file: .*UTF8"):
+    with pytest.raises(UserError, match=r"not a readable parquet file: .*UTF8"):
         rows_of(tmp_path / "m.parquet")
 
 

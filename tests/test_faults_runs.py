@@ -13,10 +13,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
+from m3agiqa import pipeline
 from m3agiqa.cli import main
 from m3agiqa.config import RunConfig, load_config
 from m3agiqa.errors import RunBroken, TooManyFailed
 from m3agiqa.pipeline import run_scoring
+from m3agiqa.prometheus import MeteredActor
 from m3agiqa.records import Status
 from m3agiqa.runs import Output
 from m3agiqa.status import run_status
@@ -53,28 +55,28 @@ def test_a_row_that_kills_engines_is_found_and_the_others_are_scored(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_an_engine_that_dies_while_it_is_loaded_ends_the_run(tmp_path):
+@pytest.mark.usefixtures("local_ray")
+def test_an_engine_that_dies_while_it_is_loaded_ends_the_run(tmp_path, monkeypatch):
     """As where the kernel takes it for its memory: each process that loads one ends at once."""
-    source, loaded = write_corpus(tmp_path / "in", 4), tmp_path / "loaded"
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\n"
-        "def die(self, config):\n"
-        f"    open({str(loaded)!r}, 'a').write('x')\n"
-        "    os._exit(1)\n"
-        "if any('default_worker' in word for word in sys.orig_argv):\n"
-        "    import m3agiqa.engine.simulated as simulated\n"
-        "    simulated.SimulatedEngine.__init__ = die\n"
-    )
-    command = [sys.executable, "-m", "m3agiqa.cli", "score", "--input", source, "--output", str(tmp_path / "out")]
-    command += ["--set", "engine.kind=simulated", "ray.batch_size=1", "ray.num_cpus=0.5"]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 1, done.stderr
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith("m3agiqa: the engine: it died 7 times"), done.stderr
-    assert "while it was loaded; look at the node's memory" in said
-    assert len(loaded.read_text()) == 7
+    loaded = tmp_path / "loaded"
+
+    class Dying(MeteredActor):
+        def __init__(self, *arguments: object) -> None:
+            import m3agiqa.actor
+
+            def die(*arguments: object) -> None:
+                with loaded.open("a") as file:
+                    file.write("x")
+                os._exit(1)
+
+            m3agiqa.actor.Scorer = die
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(pipeline, "MeteredActor", Dying)
+    source = write_corpus(tmp_path / "in", 4)
+    with pytest.raises(RunBroken, match=r"it died 7 times, .* while it was loaded; look at the node's memory"):
+        run_scoring(config("ray.batch_size=1"), source, str(tmp_path / "out"))
+    assert loaded.read_text() == "x" * 7
 
 
 @pytest.mark.slow
@@ -82,7 +84,13 @@ def test_an_engine_that_dies_while_it_is_loaded_ends_the_run(tmp_path):
 def test_columns_of_any_type_are_gone_on_with(tmp_path):
     """What Ray and parquet make of a type must not look like another input."""
     write_corpus(tmp_path / "in", 6)
-    kinds = [*KINDS, pa.list_(pa.list_(pa.int64())), pa.timestamp("us"), pa.float32()]
+    # Ray has no form in which it hands on views.
+    kinds = [
+        *(kind for kind in KINDS if kind != pa.string_view()),
+        pa.list_(pa.list_(pa.int64())),
+        pa.timestamp("us"),
+        pa.float32(),
+    ]
     schema = pa.schema([("image", pa.string()), *((f"x{i}", kind) for i, kind in enumerate(kinds))])
     out = tmp_path / "out"
     for rows in (3, 6):
