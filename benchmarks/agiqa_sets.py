@@ -66,7 +66,8 @@ def write(
     manifest = Manifest(
         digest, made, {"corpus": {}}, "AGIQA-3k", states_of=states_of | {"image": "none"}, first_answer="given"
     )
-    output.prepare(manifest)
+    output.make()
+    output.write_manifest(manifest)
     for start in range(0, len(talks), _ROWS_A_FILE):
         part = talks[start : start + _ROWS_A_FILE]
         columns = {

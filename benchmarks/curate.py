@@ -54,7 +54,9 @@ _VALUES = {
 def write_scores(folder: Path, rows: int) -> None:
     """A scores folder of made-up rows, in no order of their ids."""
     config = load_config(None, ["engine.kind=simulated"])
-    Output(str(folder)).prepare(Manifest("0123456789abcdef", {}, config.model_dump(mode="json"), "in"))
+    output = Output(str(folder))
+    output.make()
+    output.write_manifest(Manifest("0123456789abcdef", {}, config.model_dump(mode="json"), "in"))
     schema = scores_schema(pa.schema([field for field in FIXED_FIELDS if not field.name.startswith("_")]))
     columns = []
     for field in schema:

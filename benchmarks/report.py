@@ -56,7 +56,8 @@ def write_scores(folder: Path, rows: int) -> None:
     parts = fingerprint_parts(config)
     manifest = Manifest(fingerprint(parts), parts, config.model_dump(mode="json"), str(folder / "pictures"))
     output = Output(str(folder / "run"))
-    output.prepare(manifest)
+    output.make()
+    output.write_manifest(manifest)
     for first in range(0, rows, _ROWS_PER_FILE):
         table = _table(rng, first, min(_ROWS_PER_FILE, rows - first), pictures, texts)
         pq.write_table(table, folder / "run" / "scores" / f"{first:09d}.parquet")

@@ -16,7 +16,7 @@ from m3agiqa.config import RunConfig
 from m3agiqa.connection import quiet_libraries
 from m3agiqa.errors import RunBroken, UserError
 from m3agiqa.scoring import Scorer, as_failed
-from m3agiqa.suspects import DEATHS_TO_CONVICT, DEATHS_TO_SUSPECT, Plan
+from m3agiqa.suspects import DEATHS_TO_CONVICT, DEATHS_TO_SUSPECT, Losses, Plan
 
 _POISON = f"the engine's process died {DEATHS_TO_CONVICT} times while this row alone was in it"
 
@@ -38,10 +38,11 @@ class ScorerActor:
         # So many losses with no row scored in between, and it is not the rows: halving a batch takes fewer.
         self._most_losses = DEATHS_TO_SUSPECT + DEATHS_TO_CONVICT + config.ray.batch_size.bit_length() + 2
         try:
-            if (losses := ray.get(board.started.remote(self._name))) >= self._most_losses:
-                rule = f"it died {losses} times, and no row was scored in between"
-                raise RunBroken("the engine", rule, "-v shows why; the same command goes on")
+            losses: Losses = ray.get(board.started.remote(self._name))
+            if losses.count >= self._most_losses:
+                raise _broken(losses)
             self._scorer = Scorer(config, fingerprint)
+            ray.get(board.loaded.remote(self._name))
         except UserError as error:
             ray.get(board.refuse.remote(error))
             raise
@@ -94,6 +95,14 @@ class ScorerActor:
         finally:
             for _ in range(self._at_once):
                 self._places.release()
+
+
+def _broken(losses: Losses) -> RunBroken:
+    rule = f"it died {losses.count} times, and no row was scored in between"
+    if not losses.loading:
+        return RunBroken("the engine", rule, "-v shows why; the same command goes on")
+    cure = "look at the node's memory, and the GPU's, while weights load; -v shows more; the same command goes on"
+    return RunBroken("the engine", f"{rule}, the last time while it was loaded", cure)
 
 
 def _in_order(parts: list[tuple[list[int], pa.Table]]) -> pa.Table:

@@ -31,7 +31,7 @@ def connect(address: str | None, cpus: int, *, verbose: bool = False) -> None:
     if address is None:
         # "local", or a cluster that happens to run on this machine would be joined, and refuse num_cpus.
         address = "local"
-        options |= {"num_cpus": max(os.cpu_count() or 1, cpus), "include_dashboard": False}
+        options |= {"num_cpus": counted_cpus(cpus), "include_dashboard": False}
     try:
         with contextlib.nullcontext() if verbose else _muted_stderr():
             ray.init(address=address, **options)
@@ -39,6 +39,11 @@ def connect(address: str | None, cpus: int, *, verbose: bool = False) -> None:
         raise UserError(
             f"ray.address={address}", f"no cluster answers ({error})", "check `ray status`, or leave it out"
         ) from None
+
+
+def counted_cpus(cpus: int) -> int:
+    """CPUs that a local cluster counts, which at least so many shall be: those of the machine may be fewer."""
+    return max(os.cpu_count() or 1, cpus)
 
 
 def quiet_libraries(verbose: bool) -> None:

@@ -39,9 +39,17 @@ class IdSet:
 
     def contains(self, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Which of these ids are in the set: bool [n]."""
+        return self._holds(*_hashes(ids)) if len(self) else np.zeros(len(ids), bool)
+
+    def without(self, other: "IdSet") -> "IdSet":
+        """The ids of this set that are not in the other."""
+        kept = ~other._holds(self.high, self.low)
+        return IdSet(self.high[kept], self.low[kept])
+
+    def _holds(self, high: np.ndarray, low: np.ndarray) -> np.ndarray:
+        """`contains` of hashes, uint64 [n] each."""
         if not len(self):
-            return np.zeros(len(ids), bool)
-        high, low = _hashes(ids)
+            return np.zeros(len(high), bool)
         first, last = np.searchsorted(self.high, high, "left"), np.searchsorted(self.high, high, "right")
         found = (last > first) & (self.low[np.minimum(first, len(self) - 1)] == low)
         # Equal first halves are an id that occurs twice, or one pair in many billions.

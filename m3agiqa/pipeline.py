@@ -8,7 +8,7 @@ import errno
 import sys
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,11 +29,12 @@ from m3agiqa.flow import Flow
 from m3agiqa.lease import Lease
 from m3agiqa.models import model_folder
 from m3agiqa.opinions import check_predictor, with_states
+from m3agiqa.passing import as_written
 from m3agiqa.progress import Board, Live, too_many_failed
 from m3agiqa.prometheus import MeteredActor
 from m3agiqa.records import RESERVED_COLUMNS, Status
 from m3agiqa.replace import finish_replacing, replace_rows, retry_output
-from m3agiqa.resources import actor_pool, check_resources, decode_args, gpus, local_cpus, set_limits
+from m3agiqa.resources import actor_pool, check_resources, decode_args, gpus, local_cpus, nodes, set_limits
 from m3agiqa.resume import Todo, done_ids, drop_twice, ids_with, recover
 from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts, states_of
 from m3agiqa.scoring import check_given, decode_rows
@@ -66,8 +67,9 @@ class _Run:
     @property
     def total(self) -> int | None:
         """Rows that are to be scored, or None where that is not known."""
-        rows = self.corpus.rows if self.todo.only is None else len(self.todo.only)
-        return None if rows is None else max(rows - len(self.todo.done), 0)
+        if self.todo.only is not None:
+            return len(self.todo.only.without(self.todo.done))
+        return None if self.corpus.rows is None else max(self.corpus.rows - len(self.todo.done), 0)
 
 
 def run_scoring(
@@ -110,6 +112,11 @@ def run_scoring(
     output.make()
     try:
         with Lease(output) as lease:
+            # Again: whoever had the folder until now may have written there.
+            output.check(manifest)
+            corpus = replace(corpus, schema=as_written(output, corpus.schema))
+            if retry and corpus.rows is None and (earlier := output.read_manifest()) is not None:
+                manifest.rows = earlier.rows
             output.write_manifest(manifest)
             if met is None:
                 output.remove(TRAINED_ON)  # of an attempt that wrote no row
@@ -158,7 +165,8 @@ def _score(
     if retry:
         replace_rows(output)
     manifest.counts = output.count_by_status()
-    manifest.rows = sum(manifest.counts.values()) if corpus.rows is None else corpus.rows
+    if corpus.rows is None and not retry:
+        manifest.rows = sum(manifest.counts.values())
     manifest.finished = _now()
     manifest.seconds = round(time.monotonic() - started, 3)
     output.write_manifest(manifest)
@@ -266,7 +274,7 @@ def _dataset(run: _Run, run_fingerprint: str, board: Any) -> ray.data.Dataset:
             batch_size=slice_rows,
             compute=actor_pool(config),
             num_cpus=config.ray.num_cpus,
-            num_gpus=gpus(config),
+            num_gpus=gpus(config, nodes()),
         )
     )
 

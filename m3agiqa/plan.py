@@ -5,29 +5,32 @@ in this process.
 """
 
 import asyncio
+import contextlib
 import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs as pafs
 
 from m3agiqa.config import RunConfig
-from m3agiqa.connection import connect, quiet_libraries
+from m3agiqa.connection import connect, counted_cpus, quiet_libraries
 from m3agiqa.corpus import Corpus, open_corpus
 from m3agiqa.corpus.files import absolute
 from m3agiqa.engine.base import create_engine
 from m3agiqa.errors import UserError
 from m3agiqa.models import model_folder, predictor_folder
 from m3agiqa.opinions import check_predictor, with_states
+from m3agiqa.passing import as_written
 from m3agiqa.progress import duration
 from m3agiqa.prometheus import gpu_memory
 from m3agiqa.records import RESERVED_COLUMNS, Status
-from m3agiqa.resources import actors, check_gpus, gpus, local_cpus, missing
+from m3agiqa.resources import actors, check_gpus, gpus, local_cpus, missing, nodes
 from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts
 from m3agiqa.scoring import Scorer, check_given, decode_rows
 
@@ -103,7 +106,7 @@ def plan(config: RunConfig, input_uri: str, output_uri: str, images: int = 0, *,
     look("corpus", lambda: _corpus(config, input_uri, corpus, made))
     look("model", lambda: _model(config))
     look("predictor", lambda: _predictor(config))
-    look("output", lambda: _output(config, input_uri, output_uri))
+    look("output", lambda: _output(config, input_uri, output_uri, corpus))
     look("cluster", lambda: _cluster(config, verbose))
     if images and not made.failed:
         look("engine", lambda: _engine(config, corpus[0], images, made))
@@ -177,7 +180,7 @@ def _predictor(config: RunConfig) -> str:
     return str(predictor_folder(config) or "none: there will be ratings, but no mean opinion scores")
 
 
-def _output(config: RunConfig, input_uri: str, uri: str) -> str:
+def _output(config: RunConfig, input_uri: str, uri: str, corpus: list[Corpus]) -> str:
     output = Output(uri)
     try:
         parts = fingerprint_parts(with_states(config))
@@ -186,24 +189,36 @@ def _output(config: RunConfig, input_uri: str, uri: str) -> str:
     manifest = Manifest(fingerprint(parts), parts, config.model_dump(mode="json"), absolute(input_uri))
     if parts:
         output.check(manifest)
+        for opened in corpus:
+            as_written(output, opened.schema)
     done = sum(output.count_by_status().values())
     _probe(output)
     return f"can be written; {done:,} rows are there already" if done else "can be written"
 
 
 def _probe(output: Output) -> None:
-    """Writes an empty file and removes it, and the folder too where it was not there before."""
+    """Writes an empty file and removes it, and the folders too that were not there before."""
     store, path = output.filesystem, f"{output.path}/{_PROBE}"
-    there = store.get_file_info(output.path).type.name == "Directory"
     try:
+        made = list(_not_there(store, output.path))
         store.create_dir(output.path, recursive=True)
         store.open_output_stream(path).close()
         store.delete_file(path)
-        if not there:
-            store.delete_dir(output.path)
+        for folder in made:
+            # Somebody else may have begun to use it.
+            if not store.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
+                with contextlib.suppress(FileNotFoundError):
+                    store.delete_dir(folder)
     except OSError as error:
         rule = f"cannot be written ({' '.join(str(error).split())[:200]})"
         raise UserError(f"--output {output.uri}", rule, "give a folder that you may write to") from None
+
+
+def _not_there(store: pafs.FileSystem, path: str) -> Iterator[str]:
+    """A folder and those above it, as far as they are not there."""
+    while path and store.get_file_info(path).type == pafs.FileType.NotFound:
+        yield path
+        path = path.rpartition("/")[0]
 
 
 def _cluster(config: RunConfig, verbose: bool) -> str:
@@ -212,14 +227,18 @@ def _cluster(config: RunConfig, verbose: bool) -> str:
     pool = f"{low} engines" if low == high else f"{low} to {high} engines"
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if address is None:
+        # What Ray would count here; it is not started for that.
         here = len(gpu_memory())
-        if (asked := config.ray.num_gpus or 0) > here:
-            raise UserError(f"ray.num_gpus={asked:g}", f"this machine has {here} GPUs", "name a cluster: ray.address")
-        return f"this machine, {os.cpu_count()} CPUs and {here} GPUs, for {pool}"
-    connect(address, local_cpus(config), verbose=verbose)
-    if (lacking := missing(config)) is not None:
+        there: list[Mapping[str, float]] = [{"CPU": counted_cpus(local_cpus(config)), "GPU": here}]
+        found = f"this machine, {os.cpu_count()} CPUs and {here} GPUs, for {pool}"
+    else:
+        connect(address, local_cpus(config), verbose=verbose)
+        there = nodes()
+        each = f"{config.ray.num_cpus:g} CPUs and {gpus(config, there) or 0:g} GPUs each"
+        found = f"{address} has what {pool} need, {each}"
+    if (lacking := missing(config, there)) is not None:
         raise lacking
-    return f"{address} has what {pool} need, {config.ray.num_cpus:g} CPUs and {gpus(config) or 0:g} GPUs each"
+    return found
 
 
 def _engine(config: RunConfig, corpus: Corpus, images: int, made: Plan) -> str:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from m3agiqa.errors import TooManyFailed, UserError
 from m3agiqa.records import Status
-from m3agiqa.suspects import Plan, Suspects
+from m3agiqa.suspects import Losses, Plan, Suspects
 
 _POLL_S = 0.5
 _LOG_EVERY_S = 10.0
@@ -55,9 +55,13 @@ class Board:
         """The first such error: nothing more is read or scored then, and what is scored is written."""
         return self._refusal
 
-    def started(self, actor: str) -> int:
+    def started(self, actor: str) -> Losses:
         """An actor's process is new; see `Suspects.started`."""
         return self._suspects.started(actor)
+
+    def loaded(self, actor: str) -> None:
+        """Its engine is up."""
+        self._suspects.loaded(actor)
 
     def losses(self, actor: str) -> int:
         """How often it lost an engine since rows came out of one; see `Suspects.losses`."""

@@ -1,6 +1,7 @@
 """What a run asks of a cluster: CPUs, GPUs, actors, room for what is on its way."""
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -65,11 +66,11 @@ def check_resources(config: RunConfig) -> None:
     ends = time.monotonic() + config.ray.wait_s
     asked = False
     try:
-        while (lacking := missing(config)) is not None:
+        while (lacking := missing(config, nodes())) is not None:
             if time.monotonic() >= ends:
                 raise lacking
             if not asked:
-                request_resources(bundles=[_bundle(config)])
+                request_resources(bundles=[_bundle(config, nodes())])
                 asked = True
             time.sleep(_POLL_S)
     finally:
@@ -77,30 +78,38 @@ def check_resources(config: RunConfig) -> None:
             request_resources(bundles=[])
 
 
-def missing(config: RunConfig) -> UserError | None:
-    """What no node of the cluster has for an actor or a decoding task, as the error that says so."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def nodes() -> list[Mapping[str, float]]:
+    """What each node of the cluster has, by the names of resources."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def missing(config: RunConfig, there: Sequence[Mapping[str, float]]) -> UserError | None:
+    """What no node has for an actor or a decoding task, as the error that says so.
+
+    Args:
+        there: the nodes, as `nodes` gives them.
+    """
     needs = [("CPU", "ray.num_cpus", config.ray.num_cpus), ("CPU", "ray.decode_cpus", config.ray.decode_cpus)]
-    needs.append(("GPU", "ray.num_gpus", gpus(config) or 0.0))
+    needs.append(("GPU", "ray.num_gpus", gpus(config, there) or 0.0))
     for resource, key, wanted in needs:
-        most = max((node.get(resource, 0.0) for node in nodes), default=0.0)
+        most = max((node.get(resource, 0.0) for node in there), default=0.0)
         if wanted > most:
             rule = f"no node of the cluster has more than {most:g} {resource}s"
             cure = "ask for fewer, or wait for a node: --set ray.wait_s=600"
             return UserError(f"{key}={wanted:g}", rule, cure)
-    if (name := config.ray.decode_on) is not None and not any(node.get(name) for node in nodes):
+    if (name := config.ray.decode_on) is not None and not any(node.get(name) for node in there):
         cure = "start one with --resources, or wait for it: --set ray.wait_s=600"
         return UserError(f"ray.decode_on={name}", "no node of the cluster has that resource", cure)
-    whole = _bundle(config)
-    if not any(all(node.get(name, 0.0) >= much for name, much in whole.items()) for node in nodes):
+    whole = _bundle(config, there)
+    if not any(all(node.get(name, 0.0) >= much for name, much in whole.items()) for node in there):
         shown = " and ".join(f"{much:g} {name}s" for name, much in whole.items())
         return UserError("ray.actors", f"no node has both {shown} for one", "ask for fewer: ray.num_cpus, ray.num_gpus")
     return None
 
 
-def _bundle(config: RunConfig) -> dict[str, float]:
+def _bundle(config: RunConfig, there: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """What one engine actor needs of one node."""
-    wanted = {"CPU": config.ray.num_cpus, "GPU": gpus(config) or 0.0}
+    wanted = {"CPU": config.ray.num_cpus, "GPU": gpus(config, there) or 0.0}
     return {name: much for name, much in wanted.items() if much}
 
 
@@ -126,11 +135,11 @@ def check_gpus(config: RunConfig) -> None:
         raise UserError(f"ray.num_gpus={asked:g}", rule, cure)
 
 
-def gpus(config: RunConfig) -> float | None:
-    """GPUs of an engine actor; None: none are asked for, as there are none, or the engine has no use for them."""
+def gpus(config: RunConfig, there: Sequence[Mapping[str, float]]) -> float | None:
+    """GPUs of an engine actor; None: none are asked for, as no node has any, or the engine has no use for them."""
     if config.ray.num_gpus is not None:
         return config.ray.num_gpus
-    if config.engine.kind == "simulated" or not ray.cluster_resources().get("GPU"):
+    if config.engine.kind == "simulated" or not any(node.get("GPU") for node in there):
         return None
     return float(config.engine.tensor_parallel_size)
 

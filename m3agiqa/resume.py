@@ -100,5 +100,10 @@ def _ids(output: Output) -> Iterator[pa.Array]:
         for batch in data.to_batches(columns=["id"]) if data is not None else ():
             yield batch.column("id")
     except (pa.ArrowInvalid, OSError) as error:
-        cure = "remove the file that it names: its rows are scored again"
-        raise UserError(f"--output {output.uri}", f"a score file cannot be read ({error})", cure) from error
+        raise cannot_read(output, error) from error
+
+
+def cannot_read(output: Output, error: Exception) -> UserError:
+    """What a user is told where a score file is broken."""
+    cure = "remove the file that it names: its rows are scored again"
+    return UserError(f"--output {output.uri}", f"a score file cannot be read ({error})", cure)

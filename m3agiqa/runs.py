@@ -126,7 +126,7 @@ class Manifest:
         seconds: how long the last command on this output took, the engine's start included.
         images_per_second: of that command, from the first engine's start to the last file's end.
         counts: rows in the output by status, those of earlier commands included.
-        rows: of the input; None where that is not known before all of it is read (tars).
+        rows: of the input; None where that is not known before all of it is read (tars); a retry does not read all.
         command: what was typed, to say how to go on; None where it was no command.
         engine: counters of the engines: tokens, cache queries and hits.
         states_of: of a training set, what decided its states; else empty.
@@ -165,16 +165,6 @@ class Output:
         self.scores = f"{self.path}/scores"
         self.checkpoint = f"{self.path}/checkpoint"
 
-    def prepare(self, manifest: Manifest) -> None:
-        """Makes the folder this run's, or checks that it already is.
-
-        Raises:
-            UserError: if it holds something else, or rows of another fingerprint; nothing is changed then.
-        """
-        self.check(manifest)
-        self.make()
-        self.write_manifest(manifest)
-
     def make(self) -> None:
         """Makes the folder, if it is not there.
 
@@ -204,7 +194,7 @@ class Output:
                 f"holds scores of another fingerprint ({changed} differs)",
                 "give another folder, or the configuration that began this one",
             )
-        elif (earlier.input, earlier.config.get("corpus")) != (manifest.input, manifest.config["corpus"]):
+        elif _origin(earlier) != _origin(manifest):
             # Its ids may mean other images: they would count as done and keep the other images' scores.
             raise UserError(
                 f"--output {self.uri}",
@@ -327,10 +317,17 @@ class Output:
         if info.type == pa.fs.FileType.File:
             raise UserError(f"--output {self.uri}", "is a file", "give a folder")
         found = set(self._names(self.path)) - {LEASE, f"{LEASE}.new", f"{MANIFEST}.new"}
-        if found:
+        # Without a file in it a run that got no further has left it, or is about to use it.
+        if found and (found != {"scores"} or self._names(self.scores)):
             raise UserError(
                 f"--output {self.uri}", "is not empty and holds no run of m3agiqa", "give an empty or a new folder"
             )
+
+
+def _origin(manifest: Manifest) -> tuple[str, dict[str, Any] | None]:
+    """What decides which images ids mean: columns that are left out do not."""
+    corpus = manifest.config.get("corpus")
+    return manifest.input, corpus and {name: value for name, value in corpus.items() if name != "drop"}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

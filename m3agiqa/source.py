@@ -37,13 +37,16 @@ class CorpusSource(Datasource):
         schema = self._corpus.schema
         return [
             ReadTask(
-                _reader(shard, self._todo, self._board), unknown, schema=schema, per_task_row_limit=per_task_row_limit
+                _reader(shard, schema, self._todo, self._board),
+                unknown,
+                schema=schema,
+                per_task_row_limit=per_task_row_limit,
             )
             for shard in self._corpus.shards
         ]
 
 
-def _reader(shard: Shard, todo: ray.ObjectRef, board: Any) -> Callable[[], Iterator[pa.Table]]:
+def _reader(shard: Shard, schema: pa.Schema, todo: ray.ObjectRef, board: Any) -> Callable[[], Iterator[pa.Table]]:
     def read() -> Iterator[pa.Table]:
         try:
             wanted: Todo = ray.get(todo)
@@ -51,7 +54,8 @@ def _reader(shard: Shard, todo: ray.ObjectRef, board: Any) -> Callable[[], Itera
                 if ray.get(board.refusal.remote()) is not None:
                     return
                 if (left := wanted.select(rows)).num_rows:
-                    yield left
+                    # Not always the shard's own: `as_written`.
+                    yield left.cast(schema)
         except UserError as error:
             ray.get(board.refuse.remote(error))
             raise

@@ -1,5 +1,6 @@
 """How far a run is, from what its output folder holds: it may be at work, cut short, or at its end."""
 
+import re
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from m3agiqa.runs import Manifest, Output
 
 # A holder on another machine, whose process cannot be looked at, counts as at work for so many renewals.
 _QUIET_BEATS = 6
+_RETRY_FLAGS = re.compile(r" --retry-[a-z]+(?= |$)")
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class RunStatus:
     """What `m3agiqa status` says.
 
     Attributes:
-        state: `running`, `stopped` (rows are left) or `done`.
+        state: `running`, `stopped` (rows are left, or may be) or `done`.
         counts: written rows by status.
         left: rows of the input that are not written, None where that is not known yet (tars).
         images_per_second: of the run at work, else of the last one; None where it is not known.
@@ -71,7 +73,7 @@ def run_status(uri: str) -> RunStatus:
         rate, eta_s = holder.live.get("per_second"), holder.live.get("eta_s")
         shown = f"{holder.shown}, {duration(max(time.time() - holder.at, 0))} ago"
         return RunStatus("running", counts, left, rate, eta_s, shown, f"m3agiqa status {uri} (it is at work)")
-    done = manifest.finished is not None and not left
+    done = manifest.finished is not None and left == 0
     next_ = _next(manifest, counts, done)
     return RunStatus("done" if done else "stopped", counts, left, manifest.images_per_second, None, None, next_)
 
@@ -87,8 +89,10 @@ def _at_work(output: Output) -> Holder | None:
 
 def _next(manifest: Manifest, counts: dict[str, int], done: bool) -> str | None:
     command = manifest.command or f"the same command (input {manifest.input})"
-    if not done:
+    if manifest.finished is None:
         return command
-    if not counts.get(Status.FAILED):
-        return None
-    return command if "--retry-failed" in command else f"{command} --retry-failed"
+    # What was to be retried has been: again it would score nothing, and leave what is left.
+    whole = _RETRY_FLAGS.sub("", command)
+    if not done:
+        return whole
+    return f"{whole} --retry-failed" if counts.get(Status.FAILED) else None

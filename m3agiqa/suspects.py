@@ -30,10 +30,24 @@ class Plan:
     poison: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Losses:
+    """Engines that an actor lost, while they were loaded or with rows in them, since a row last came out scored.
+
+    Attributes:
+        count: how many.
+        loading: whether the last one was lost before it was up.
+    """
+
+    count: int
+    loading: bool
+
+
 class Suspects:
     """What is in the engines, and what was when one died. Rows are named by their ids, engines by their actors'."""
 
     def __init__(self) -> None:
+        self._loading: set[str] = set()
         self._inside: dict[str, list[tuple[tuple[str, ...], bool]]] = {}
         self._deaths: Counter[str] = Counter()
         self._share: dict[str, int] = {}
@@ -55,13 +69,12 @@ class Suspects:
             self._share.pop(name, None)
             self._died_alone.pop(name, None)
 
-    def started(self, actor: str) -> int:
-        """An actor's process is new: what was in its engine died with it.
-
-        Returns how often it lost an engine with rows in it since one last came out scored.
-        """
+    def started(self, actor: str) -> Losses:
+        """An actor's process is new, and its engine is going to be loaded: what was in the one before died with it."""
         groups = self._inside.pop(actor, [])
-        self._losses[actor] += bool(groups)
+        unloaded = actor in self._loading
+        self._loading.add(actor)
+        self._losses[actor] += bool(groups) or unloaded
         for ids, alone in groups:
             if not alone:
                 self._deaths.update(ids)
@@ -69,10 +82,14 @@ class Suspects:
             self._share |= dict.fromkeys(ids, (len(ids) + 1) // 2)
             if len(ids) == 1:
                 self._died_alone[ids[0]] += 1
-        return self._losses[actor]
+        return Losses(self._losses[actor], unloaded)
+
+    def loaded(self, actor: str) -> None:
+        """Its engine is up."""
+        self._loading.discard(actor)
 
     def losses(self, actor: str) -> int:
-        """What `started` returned last, or 0 where rows came out scored since."""
+        """The count that `started` returned last, or 0 where rows came out scored since."""
         return self._losses[actor]
 
     def plan(self, ids: Sequence[str]) -> Plan:

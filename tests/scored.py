@@ -54,7 +54,8 @@ def scored_folder(
     parts = fingerprint_parts(config)
     manifest = Manifest(fingerprint(parts), parts, config.model_dump(mode="json"), str(pictures))
     output = Output(str(folder))
-    output.prepare(manifest)
+    output.make()
+    output.write_manifest(manifest)
     table = scores_table(corpus, rows, manifest.fingerprint)
     for part, rows_of_part in enumerate((table.slice(0, count // 2), table.slice(count // 2))):
         pq.write_table(rows_of_part, folder / "scores" / f"{part}.parquet")

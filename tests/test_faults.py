@@ -126,6 +126,20 @@ async def test_engines_that_die_whatever_is_in_them_end_the_run(tmp_path, withou
     assert isinstance(board.refusal(), RunBroken)
 
 
+def test_engines_that_die_while_they_are_loaded_end_the_run(without_ray, monkeypatch):
+    def die(*arguments: object) -> None:
+        raise Died
+
+    monkeypatch.setattr(m3agiqa.actor, "Scorer", die)
+    settings, board = config("ray.batch_size=2"), Board()
+    for _ in range(8):
+        with pytest.raises(Died):
+            m3agiqa.actor.ScorerActor(settings, "f", Near(board), False)
+    with pytest.raises(RunBroken, match="while it was loaded; look at the node's memory"):
+        m3agiqa.actor.ScorerActor(settings, "f", Near(board), False)
+    assert isinstance(board.refusal(), RunBroken)
+
+
 async def test_nothing_more_is_scored_where_the_run_is_to_end(tmp_path, without_ray):
     settings, board = config(), Board()
     board.refuse(UserError("a", "b", "c"))

@@ -9,17 +9,22 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
+from m3agiqa import pipeline
 from m3agiqa.cli import main
 from m3agiqa.config import RunConfig, load_config
 from m3agiqa.errors import RunBroken, TooManyFailed
 from m3agiqa.pipeline import run_scoring
+from m3agiqa.prometheus import MeteredActor
 from m3agiqa.records import Status
 from m3agiqa.runs import Output
 from m3agiqa.status import run_status
 from tests.corpora import encode, picture, write_corpus, write_tar
 from tests.processes import descendants, title
+from tests.test_passing import KINDS
 
 WAIT_S = 300.0
 
@@ -47,6 +52,71 @@ def test_a_row_that_kills_engines_is_found_and_the_others_are_scored(tmp_path):
     assert [name for name, status in found.items() if status == "failed"] == ["row 21"]
     (error,) = [row["error"] for row in Output(str(tmp_path / "out")).rows().to_pylist() if row["status"] == "failed"]
     assert "alone" in error
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_an_engine_that_dies_while_it_is_loaded_ends_the_run(tmp_path, monkeypatch):
+    """As where the kernel takes it for its memory: each process that loads one ends at once."""
+    loaded = tmp_path / "loaded"
+
+    class Dying(MeteredActor):
+        def __init__(self, *arguments: object) -> None:
+            import m3agiqa.actor
+
+            def die(*arguments: object) -> None:
+                with loaded.open("a") as file:
+                    file.write("x")
+                os._exit(1)
+
+            m3agiqa.actor.Scorer = die
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(pipeline, "MeteredActor", Dying)
+    source = write_corpus(tmp_path / "in", 4)
+    with pytest.raises(RunBroken, match=r"it died 7 times, .* while it was loaded; look at the node's memory"):
+        run_scoring(config("ray.batch_size=1"), source, str(tmp_path / "out"))
+    assert loaded.read_text() == "x" * 7
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_columns_of_any_type_are_gone_on_with(tmp_path):
+    """What Ray and parquet make of a type must not look like another input."""
+    write_corpus(tmp_path / "in", 6)
+    # Ray has no form in which it hands on views.
+    kinds = [
+        *(kind for kind in KINDS if kind != pa.string_view()),
+        pa.list_(pa.list_(pa.int64())),
+        pa.timestamp("us"),
+        pa.float32(),
+    ]
+    schema = pa.schema([("image", pa.string()), *((f"x{i}", kind) for i, kind in enumerate(kinds))])
+    out = tmp_path / "out"
+    for rows in (3, 6):
+        columns = [pa.array([f"{i}.png" for i in range(rows)])]
+        columns += [pa.concat_arrays([_some(kind), pa.nulls(rows - 1, kind)]) for kind in kinds]
+        pq.write_table(pa.table(columns, schema=schema), tmp_path / "in" / "m.parquet")
+        settings = config("ray.rows_per_file=1", "ray.batch_size=2")
+        assert run_scoring(settings, str(tmp_path / "in" / "m.parquet"), str(out)).counts == {"ok": rows}
+    assert len(statuses(out)) == 6
+
+
+def _some(kind: pa.DataType) -> pa.Array:
+    """One value of a type that is not null, of most."""
+    try:
+        return pa.array([1], pa.int64()).cast(kind)
+    except pa.ArrowException:
+        return pa.nulls(1, kind) if pa.types.is_map(kind) else pa.array([_VALUES.get(str(kind))], kind)
+
+
+_VALUES = {
+    "large_list<item: large_string>": ["a"],
+    "list<item: float>": [0.5],
+    "list<item: list<item: int64>>": [[1], []],
+    "fixed_size_list<item: float>[3]": [0.5, 1.0, 2.0],
+    "fixed_size_binary[4]": b"abcd",
+}
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"id_set", "lease"},
     {"resume"},
     {"replace"},
+    {"passing"},
     {"suspects"},
     {"distil"},
     {"curation"},

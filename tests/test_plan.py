@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+import m3agiqa.plan
 from m3agiqa.cli import main
+from m3agiqa.runs import Output
 from tests.corpora import encode, picture
 
 SIMULATED = ["--set", "engine.kind=simulated"]
@@ -33,7 +35,7 @@ def test_a_run_without_faults(tmp_path, corpus, capsys):
     assert "1 rejected, the first one since: not an image" in said
     assert "1 have no prompt" in said
     assert "failed" not in said
-    assert not (tmp_path / "deep/out").exists()
+    assert not (tmp_path / "deep").exists()
 
 
 def test_what_it_would_take_is_measured(tmp_path, corpus, capsys):
@@ -84,6 +86,26 @@ def test_gpu_numbers_that_do_not_go_together(tmp_path, corpus, capsys, settings,
     code, out = planned(capsys, "--input", corpus, "--output", tmp_path / "out", "--set", *settings)
     assert code == 2
     assert said in out
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [(["ray.decode_on=decode"], "ray.decode_on=decode: no node of the cluster has that resource"),
+     (["ray.decode_cpus=4000"], "ray.decode_cpus=4000: no node of the cluster has more than"),
+     (["engine.kind=vllm", "engine.tensor_parallel_size=4"], "ray.num_gpus=4: no node")],
+)  # fmt: skip
+def test_what_this_machine_lacks_is_found_without_a_cluster(tmp_path, corpus, capsys, monkeypatch, settings, said):
+    monkeypatch.setattr(m3agiqa.plan, "gpu_memory", lambda: [0.0])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    code, out = planned(capsys, "--input", corpus, "--output", tmp_path / "out", *SIMULATED, *settings)
+    assert code == 2
+    assert said in next(line for line in out.splitlines() if line.startswith("failed  cluster"))
+
+
+def test_the_folder_of_another_is_left_where_it_is(tmp_path):
+    (tmp_path / "there").mkdir()
+    m3agiqa.plan._probe(Output(str(tmp_path / "there/a/b/c")))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
 
 
 @pytest.mark.slow

@@ -51,6 +51,13 @@ def test_ids_that_are_given_twice_are_found_and_named_once():
     assert found.contains(strings("a", "b", "c", "d")).tolist() == [True, True, True, False]
 
 
+def test_a_set_without_another():
+    some, asked = IdSet.of([strings("a", "b", "b", "c")]), strings("a", "b", "c", "d")
+    assert some.without(IdSet.of([strings("b", "d")])).contains(asked).tolist() == [True, False, True, False]
+    assert len(some.without(IdSet.of([]))) == 4
+    assert len(IdSet.of([]).without(some)) == len(some.without(some)) == 0
+
+
 def test_equal_first_halves_do_not_make_ids_equal():
     whole = IdSet.of([strings("a", "b")])
     clash = IdSet(whole.high[[0, 0]], whole.low[[1, 0]])

@@ -26,6 +26,13 @@ def manifest_for(*overrides: str) -> Manifest:
     return Manifest(fingerprint(parts), parts, config.model_dump(mode="json"), "in")
 
 
+def begin(output: Output, manifest: Manifest) -> None:
+    """What a run does first."""
+    output.check(manifest)
+    output.make()
+    output.write_manifest(manifest)
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -69,30 +76,46 @@ def test_a_large_file_is_told_apart_by_a_change_in_its_middle(tmp_path):
 
 def test_another_fingerprint_is_refused_by_name_and_nothing_is_changed(tmp_path):
     output = Output(str(tmp_path / "out"))
-    output.prepare(manifest_for())
-    output.prepare(manifest_for("scoring.max_description_tokens=9"))  # nothing is written yet
-    output.prepare(manifest_for())
+    begin(output, manifest_for())
+    begin(output, manifest_for("scoring.max_description_tokens=9"))  # nothing is written yet
+    begin(output, manifest_for())
     pq.write_table(pa.table({"status": ["ok"]}), tmp_path / "out" / "scores" / "0.parquet")
     before = (tmp_path / "out" / "run.json").read_text()
     with pytest.raises(UserError, match=r"scoring\.max_description_tokens"):
-        output.prepare(manifest_for("scoring.max_description_tokens=9"))
+        output.check(manifest_for("scoring.max_description_tokens=9"))
     assert (tmp_path / "out" / "run.json").read_text() == before
-    output.prepare(manifest_for())
+    begin(output, manifest_for())
 
 
 def test_another_input_is_refused_since_its_ids_may_mean_other_images(tmp_path):
     output = Output(str(tmp_path / "out"))
-    output.prepare(manifest_for())
+    begin(output, manifest_for())
     pq.write_table(pa.table({"status": ["ok"]}), tmp_path / "out" / "scores" / "0.parquet")
     with pytest.raises(UserError, match="another input"):
-        output.prepare(dataclasses.replace(manifest_for(), input="elsewhere"))
+        output.check(dataclasses.replace(manifest_for(), input="elsewhere"))
     with pytest.raises(UserError, match="another input"):
-        output.prepare(manifest_for("corpus.prompt_column=caption"))
+        output.check(manifest_for("corpus.prompt_column=caption"))
+
+
+def test_columns_that_are_left_out_do_not_make_another_input(tmp_path):
+    output = Output(str(tmp_path / "out"))
+    begin(output, manifest_for())
+    pq.write_table(pa.table({"status": ["ok"]}), tmp_path / "out" / "scores" / "0.parquet")
+    output.check(manifest_for('corpus.drop=["extra"]'))
+
+
+def test_a_run_that_was_killed_before_its_manifest_leaves_the_folder_free(tmp_path):
+    output = Output(str(tmp_path / "out"))
+    output.make()
+    output.check(manifest_for())
+    (tmp_path / "out" / "scores" / "mine.txt").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        output.check(manifest_for())
 
 
 def test_what_a_killed_run_left_half_written_is_not_read(tmp_path):
     output = Output(str(tmp_path / "out"))
-    output.prepare(manifest_for())
+    begin(output, manifest_for())
     pq.write_table(pa.table({"status": ["ok"]}), tmp_path / "out" / "scores" / "a_0-0.parquet")
     (tmp_path / "out" / "scores" / "b_0-0.parquet").write_bytes(b"PAR1 half")
     (tmp_path / "out" / "checkpoint").mkdir()
@@ -108,15 +131,15 @@ def test_an_output_that_no_file_system_has_is_refused():
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="not empty"):
-        Output(str(tmp_path)).prepare(manifest_for())
+        Output(str(tmp_path)).check(manifest_for())
     with pytest.raises(UserError, match="is a file"):
-        Output(str(tmp_path / "thesis.txt")).prepare(manifest_for())
+        Output(str(tmp_path / "thesis.txt")).check(manifest_for())
 
 
 def test_a_broken_manifest_is_refused(tmp_path):
     (tmp_path / "run.json").write_text('{"fingerprint": ')
     with pytest.raises(UserError, match=r"run\.json"):
-        Output(str(tmp_path)).prepare(manifest_for())
+        Output(str(tmp_path)).check(manifest_for())
     (tmp_path / "run.json").write_text(json.dumps({"other": 1}))
     with pytest.raises(UserError, match=r"run\.json"):
         Output(str(tmp_path)).read_manifest()
@@ -124,7 +147,7 @@ def test_a_broken_manifest_is_refused(tmp_path):
 
 def test_counts_come_from_the_files(tmp_path):
     output = Output(str(tmp_path / "out"))
-    output.prepare(manifest_for())
+    begin(output, manifest_for())
     assert output.count_by_status() == {}
     with pytest.raises(UserError, match="holds no scores"):
         output.rows()

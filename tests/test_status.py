@@ -53,6 +53,22 @@ def test_a_retry_that_was_cut_short_is_gone_on_with(output):
     assert (run_status(output.uri).state, run_status(output.uri).next) == ("stopped", f"{COMMAND} --retry-failed")
 
 
+@pytest.mark.parametrize("flags", ["--retry-failed", "--retry-failed --retry-rejected", "--retry-rejected"])
+def test_after_a_retry_what_is_left_is_scored_by_the_command_without_it(output, flags):
+    command = f"m3agiqa score --input in {flags} --output out"
+    write(output, ["ok", "failed"], rows=10, finished="now")
+    output.write_manifest(Manifest("f", {}, {}, "in", command=command, rows=10, finished="now"))
+    assert (run_status(output.uri).state, run_status(output.uri).next) == ("stopped", COMMAND)
+    output.write_manifest(Manifest("f", {}, {}, "in", command=command, rows=2, finished="now"))
+    assert (run_status(output.uri).state, run_status(output.uri).next) == ("done", f"{COMMAND} --retry-failed")
+
+
+def test_tars_that_were_never_read_to_their_end_are_not_done(output):
+    write(output, ["ok"], finished="now")
+    found = run_status(output.uri)
+    assert (found.state, found.left, found.next) == ("stopped", None, COMMAND)
+
+
 def test_nothing_is_left_of_a_run_without_failures(output):
     write(output, ["ok", "rejected"], rows=2, finished="now")
     assert (run_status(output.uri).left, run_status(output.uri).next) == (0, None)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from m3agiqa.suspects import Suspects
+from m3agiqa.suspects import Losses, Suspects
 
 
 def run(suspects: Suspects, batches: list[list[str]], poison: set[str], deaths: int = 100) -> tuple[set, set, int]:
@@ -15,6 +15,7 @@ def run(suspects: Suspects, batches: list[list[str]], poison: set[str], deaths: 
         while True:
             assert died <= deaths, "it does not come to an end"
             suspects.started("a")
+            suspects.loaded("a")
             plan = suspects.plan(ids)
             convicted |= {ids[i] for i in plan.poison}
             for places in [plan.together, *plan.alone]:
@@ -69,13 +70,31 @@ def test_batches_beside_each_other_are_all_suspects_and_go_in_one_after_the_othe
     assert suspects.plan(["e"]).together == [0]
 
 
+def start(suspects: Suspects) -> Losses:
+    losses = suspects.started("a")
+    suspects.loaded("a")
+    return losses
+
+
 def test_losses_count_until_a_row_comes_out():
     suspects = Suspects()
-    assert suspects.started("a") == 0
+    assert start(suspects).count == 0
     for expected in (1, 2):
         suspects.enter("a", ["x"], False)
-        assert suspects.started("a") == expected
-    assert suspects.started("a") == 2, "an empty engine was no loss"
+        assert start(suspects) == Losses(expected, loading=False)
+    assert start(suspects).count == 2, "an empty engine was no loss"
     suspects.enter("a", ["y"], False)
     suspects.leave("a", ["y"], False)
     assert suspects.losses("a") == 0
+
+
+def test_an_engine_that_dies_while_it_is_loaded_is_a_loss():
+    suspects = Suspects()
+    suspects.started("b")
+    assert suspects.started("a") == Losses(0, loading=False)
+    assert suspects.started("a") == Losses(1, loading=True)
+    suspects.loaded("a")
+    suspects.enter("a", ["x"], False)
+    assert suspects.started("a") == Losses(2, loading=False)
+    assert suspects.started("a") == Losses(3, loading=True)
+    assert suspects.losses("b") == 0

@@ -108,6 +108,16 @@ def test_ray_up_takes_its_file():
         validate_config(prepare_config(content))
 
 
+def test_the_image_has_what_ray_up_needs_of_it():
+    """The autoscaler runs in the head's container; files come into a container by rsync through `docker exec`."""
+    build, image = (CLUSTER / "Dockerfile").read_text().split("\nFROM ")[1:]
+    installed = re.search(r"apt-get install -y --no-install-recommends (.*?)&&", image, re.DOTALL).group(1).split()
+    assert {"openssh-client", "rsync"} <= set(installed)
+    assert read("ray-up.yaml")["provider"]["type"] == "aws"
+    assert "boto3" in re.search(r"pip install -c gpu-constraints.txt (.*)", build).group(1).split()
+    assert re.search("^boto3==", (CLUSTER.parent / "constraints.txt").read_text(), re.MULTILINE)
+
+
 def test_the_slurm_script_is_a_script():
     script = CLUSTER / "slurm.sbatch"
     subprocess.run(["bash", "-n", script], check=True)

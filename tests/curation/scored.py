@@ -50,7 +50,8 @@ def write_scores(
     schema = scores_schema(corpus, states)
     config = load_config(None, ["engine.kind=simulated", *settings])
     output = Output(str(folder))
-    output.prepare(Manifest(FINGERPRINT, {}, config.model_dump(mode="json"), source))
+    output.make()
+    output.write_manifest(Manifest(FINGERPRINT, {}, config.model_dump(mode="json"), source))
     for place in range(files):
         table = pa.Table.from_pylist(rows[place::files], schema=schema)
         pq.write_table(table, folder / "scores" / f"{place}_0.parquet")
