@@ -95,10 +95,8 @@ def finetune(
     corpora = _open(config, [*inputs, *validation], say)
     talks = read_talks(corpora, columns)
     _tell_bad(talks.bad, skip_bad, say)
-    if talks.silent:
-        say(f"note: {talks.silent} rows without a conversation left out")
-    for aspect, count in talks.unanswered.items():
-        say(f"note: {aspect}: {count} rows without an answer left out")
+    for left_out in talks.left_out():
+        say(f"note: {left_out}")
     folder = out_folder(out)
     whole = {folder: talks.aspects}
     each = {folder / str(aspect): (aspect,) for aspect in talks.aspects}

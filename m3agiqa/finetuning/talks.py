@@ -116,7 +116,12 @@ class Talks:
     silent: int = 0
     """Rows that hold no conversation."""
     unanswered: Counter[Aspect] = field(default_factory=Counter)
-    """Rows that have nothing to learn of an aspect, be there conversations of others or not."""
+    """Rows that have nothing to learn of an aspect beside conversations of others."""
+
+    def left_out(self) -> list[str]:
+        """What a user should know of rows that nothing is learnt from, a line each."""
+        whole = [f"{self.silent} rows without a conversation left out"] if self.silent else []
+        return [*whole, *(f"{aspect}: {count} rows without an answer" for aspect, count in self.unanswered.items())]
 
 
 @dataclass(frozen=True)
@@ -184,13 +189,14 @@ def _take(row: dict[str, Any], label: str, picture: Picture, plan: _Plan, column
     """Adds a row's conversations, or what is wrong with it."""
     why = [row[ERROR]] if row.get(ERROR) else []
     talks: list[Talk] = []
+    unanswered: list[Aspect] = []
     for aspect, column in plan.description.items():
         values = (row[column], _value(row, plan.rating[aspect]), _value(row, plan.label[aspect]))
         # A teacher that was not asked, or gave no answer of use, has left nothing; an answer that is empty is a fault.
         # In a CSV, which has no nulls, it is one only beside a rating or a score.
         nothing = values[0] is None and (values[1] is None or plan.rating[aspect] is None)
         if nothing or values in (("", "", None), ("", None, None)):
-            found.unanswered[aspect] += 1
+            unanswered.append(aspect)
             continue
         try:
             description, word, score = _answers(values, columns, picture.prompt, aspect)
@@ -202,6 +208,7 @@ def _take(row: dict[str, Any], label: str, picture: Picture, plan: _Plan, column
     elif talks:
         found.talks += talks
         found.pictures.append(picture)
+        found.unanswered.update(unanswered)
     else:
         found.silent += 1
 
