@@ -16,11 +16,9 @@ from safetensors.torch import load_file
 from m3agiqa.cli import main
 from m3agiqa.errors import UserError
 from m3agiqa.predictor import load as load_predictor
-from m3agiqa.predictor.captured import chunks, open_captured, read_chunk, read_conversations
 from m3agiqa.predictor.metrics import agreement
-from m3agiqa.predictor.splits import split
 from m3agiqa.predictor.states import decode
-from m3agiqa.seen import FILE, TRAIN, VALIDATION, seen, union
+from m3agiqa.seen import TRAIN
 from m3agiqa.settings import load
 from m3agiqa.train_config import TrainConfig
 from m3agiqa.train_predictor import train_predictor
@@ -285,129 +283,11 @@ def test_a_bad_configuration_is_refused_before_any_work(tmp_path, more, said):
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
-def plan(folder, *more, labels=QUALITY, sets=1):
-    conversations = read_conversations([open_captured(folder)], labels, (0.0, 5.0))
-    return conversations, split(conversations, settings(*more), tuple(labels), sets)
-
-
-def test_no_prompt_and_no_image_is_in_two_parts(tmp_path):
-    folder = write(tmp_path / "set", rows(200, aspects=("quality", "correspondence"), prompts=50))
-    labels = {"correspondence": "mos_correspondence", "quality": "mos_quality"}
-    conversations, parts = plan(folder, labels=labels)
-    prompts = [
-        {conversations.prompts[conversations.image[key]] for key in keys}
-        for keys in (parts.train, parts.validation, parts.calibration)
-    ]
-    assert sum(map(len, prompts)) == 50 == len(set.union(*prompts))
-    assert parts.counts(conversations, tuple(labels))["validation"] == {
-        "images": 20, "correspondence": 20, "quality": 20,
-    }  # fmt: skip
-    again = plan(folder, labels=labels)[1]
-    assert again.train.tolist() == parts.train.tolist()
-    assert plan(folder, "optim.seed=1", labels=labels)[1].train.tolist() != parts.train.tolist()
-
-
-def ids_of(conversations, keys):
-    return {conversations.ids[i] for i in conversations.image[keys].tolist()}
-
-
-def taught(folder, ids, images=(), validation=()):
-    """A captured set whose adapter was trained on some of its images."""
-    union([seen(ids, images, []), seen(validation, [], [], VALIDATION)]).write(Path(folder, FILE))
-    return folder
-
-
-def test_intervals_are_calibrated_on_images_that_no_adapter_was_trained_on(tmp_path):
-    made = rows(200, prompts=100)
-    for i, row in enumerate(made):
-        row["image_sha256"] = f"{i:064x}"
-    before, plain = plan(write(tmp_path / "plain", made))
-    # Of 60 prompts by id, of 10 by the image alone; the other 30, of which one was in both parts, are like new ones.
-    ids = [row["id"] for i, row in enumerate(made) if i % 100 < 60]
-    images = [row["image_sha256"] for i, row in enumerate(made) if 60 <= i % 100 < 70]
-    held = [row["id"] for i, row in enumerate(made) if i % 100 >= 70]
-    folder = taught(write(tmp_path / "set", made), ids, images, held)
-    conversations, parts = plan(folder)
-    assert parts.validation.tolist() == plain.validation.tolist()
-    calibrated = ids_of(conversations, parts.calibration)
-    assert len(calibrated) == len(plain.calibration) == 18
-    assert calibrated <= set(held)
-    assert parts.notes == ("intervals are calibrated on 18 images that no adapter was trained on",)
-    assert not ids_of(before, plain.calibration) <= set(held)
-    # Fewer than asked for, but enough for the level.
-    few = plan(taught(folder, [row["id"] for i, row in enumerate(made) if i % 100 >= 6]))
-    assert 4 <= len(few[1].calibration) <= 12
-    assert "that no adapter was trained on" in few[1].notes[0]
-
-
-def test_without_images_like_new_ones_intervals_are_calibrated_as_ever_and_a_note_says_so(tmp_path):
-    made = rows(200, prompts=100)
-    plain = plan(write(tmp_path / "plain", made))[1]
-    for name, ids, count in (("all", [row["id"] for row in made], 18), ("unmet", ["other"], 0)):
-        parts = plan(taught(write(tmp_path / name, made), ids))[1]
-        assert [parts.train.tolist(), parts.calibration.tolist()] == [plain.train.tolist(), plain.calibration.tolist()]
-        said = f"an adapter was trained on {count} of the 18 calibration images, so that intervals may be too narrow"
-        assert [note.startswith(said) for note in parts.notes] == ([True] if count else [])
-    # Images of a prompt that was trained on are kept together with those that were.
-    mixed = plan(taught(write(tmp_path / "mixed", made), [row["id"] for row in made[:100]]))[1]
-    assert "intervals may be too narrow" in mixed.notes[0]
-    assert not plan(str(tmp_path / "mixed"), "calibration.share=0")[1].notes
-
-
 def test_validation_sets_without_a_label_are_refused(tmp_path):
     sets = [write(tmp_path / "a", rows(60)), write(tmp_path / "b", all_with(rows(9, prefix="b"), status="failed"))]
     for more in ((), ("data.split_by=split",)):
         with pytest.raises(UserError, match=f"--validation {sets[1]}: no image has a label of quality with states"):
             train(sets[0], tmp_path / "p", *more, validation=[sets[1]])
-
-
-def test_the_column_split_is_kept_to_and_tests_are_not_touched(tmp_path):
-    made = rows(90)
-    for i, row in enumerate(made):
-        row["split"] = ("train", "train", "val", "test")[i % 4]
-    conversations, parts = plan(write(tmp_path / "set", made), "data.split_by=split")
-    for part, keys in (("val", parts.validation), ("train", parts.train), ("train", parts.calibration)):
-        assert {conversations.splits[conversations.image[key]] for key in keys} == {part}
-    assert parts.notes == ("22 test images are not touched",)
-    assert len(parts.train) + len(parts.validation) + len(parts.calibration) == 68
-
-
-def test_what_has_no_label_or_no_states_is_left_out_and_counted(tmp_path):
-    made = rows(60)
-    made[0]["mos_quality"] = None
-    made[1] |= {"quality_states": None, "quality_tokens": None}
-    made[2]["status"] = "failed"
-    conversations, _ = plan(write(tmp_path / "set", made))
-    assert len(conversations.label) == 57
-    assert set(conversations.notes) == {
-        "1 rows that are not ok left out",
-        "1 images without mos_quality left out",
-        "1 images with mos_quality but no states of quality left out",
-    }
-
-
-def test_chunks_give_every_conversation_its_own_states(tmp_path):
-    aspects = ("quality", "correspondence")
-    made = rows(100, aspects=aspects)
-    conversations, parts = plan(
-        write(tmp_path / "set", made, group=45), labels={aspect: f"mos_{aspect}" for aspect in aspects}
-    )
-    by_id = {row["id"]: row for row in made}
-    for most in (1000, 7):
-        found = chunks(conversations, aspects, parts.train, most)
-        seen = []
-        for chunk in found:
-            tables = list(read_chunk(chunk))
-            keys = [key for table in tables for key in table["key"].to_pylist()]
-            assert keys == list(chunk.keys)
-            assert sum(sum(table["tokens"].to_pylist()) for table in tables) == chunk.tokens
-            seen += keys
-            for table in tables:
-                for key, states in zip(table["key"].to_pylist(), table["states"].to_pylist(), strict=True):
-                    place = parts.train[key]
-                    row = by_id[conversations.ids[conversations.image[place]]]
-                    assert row[f"{aspects[conversations.output[place]]}_states"] == states
-        assert sorted(seen) == list(range(len(parts.train)))
 
 
 def test_the_command_line_says_what_is_wrong_with_a_label(capsys):
