@@ -5,12 +5,11 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from m3agiqa.settings import Config, Section
-from m3agiqa.train_config import DataConfig, HeadShape, LossConfig, OptimConfig
+from m3agiqa.train_config import DataConfig, HeadShape, LossConfig, OptimConfig, Pooling
 
 Rounds = Literal["none", "description", "description+rating"]
 Capture = Literal["states", "top_k", "rating_probs"]
 HeadKind = Literal["xlstm", "lstm", "gru", "transformer", "mlp", "ridge"]
-Pooling = Literal["mean", "last", "max", "first_last"]
 
 FACTORS = ("rounds", "capture", "head", "pooling", "loss", "descriptions")
 """What is varied, one at a time, in the order of the table."""

@@ -1,5 +1,6 @@
 """The configuration of a predictor's training: frozen, typed, every field documented. Light to import."""
 
+import math
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -7,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from m3agiqa.settings import Config, Section
 
 RankLoss = Literal["fidelity", "ranknet", "margin"]
+Pooling = Literal["mean", "last", "max", "first_last"]
 Metric = Literal["srcc", "plcc", "srcc+plcc", "rmse", "mae"]
 
 
@@ -20,9 +22,20 @@ class HeadShape(Section):
     conv_kernel: int = Field(4, gt=0, description="Steps that the causal convolutions see")
     qkv_block: int = Field(4, gt=0, description="Size of the blocks of the query, key and value projections")
     ffn_factor: float = Field(1.3, gt=0, description="Width of the sLSTM's feed-forward, by width")
-    pooling: Literal["mean", "last", "max", "first_last"] = Field("mean", description="Of the tokens")
+    pooling: Pooling = Field("mean", description="Of the tokens; first_last is the mean of both")
     hidden: int = Field(128, gt=0, description="Width of the regression's hidden layer")
     dropout: float = Field(0.0, ge=0, lt=1, description="In the blocks and after pooling, while training")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.width % self.heads or self.width // self.heads < 2:
+            raise ValueError(f"width {self.width} is no multiple of {self.heads} heads of at least 2")
+        inner = math.ceil(2 * self.width / 64) * 64
+        if inner % self.heads or inner % self.qkv_block:
+            raise ValueError(f"the blocks are {inner} wide, no multiple of {self.heads} heads and of {self.qkv_block}")
+        if any(not 0 <= at < self.blocks for at in self.slstm_at):
+            raise ValueError(f"slstm_at {list(self.slstm_at)} names a block beyond the {self.blocks} there are")
+        return self
 
 
 class LossConfig(Section):

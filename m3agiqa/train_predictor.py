@@ -100,7 +100,6 @@ def train_predictor(
     parts = split(conversations, config, names, len(inputs))
     standardisation(labels_of(conversations, parts.train), names)
     width = states_width(conversations, names)
-    head_config(config, width, names)
     run = _run(config, conversations, parts, labels, scale, out_folder(out))
     if (done := run.prepare()) is not None:
         return done

@@ -271,6 +271,7 @@ def test_sets_must_fit_together(tmp_path):
         (["ray.workers=3"], "optim.batch_size=16: is no multiple of the 3 workers"),
         (["track.to=wandb"], "needs the package wandb"),
         (["head.width=30"], "no multiple of 4 heads"),
+        (["head.blocks=1"], "names a block beyond the 1 there are"),
         (["data.split_by=split"], "60 images have the value None in the column split"),
     ],
 )

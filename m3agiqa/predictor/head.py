@@ -9,7 +9,7 @@ import math
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import nn
 from torch.utils import cpp_extension
 
@@ -18,8 +18,7 @@ from m3agiqa.predictor.fold import LongWay, project
 from m3agiqa.predictor.lm_head import LMHead
 from m3agiqa.predictor.mlstm import HeadwiseLinear, MLSTMCell
 from m3agiqa.predictor.slstm import SLSTMCell
-
-Pooling = Literal["mean", "last", "max", "first_last"]
+from m3agiqa.train_config import HeadShape
 
 _CHECKED_STATES = 64
 
@@ -35,35 +34,16 @@ class LongWayConfig(BaseModel):
     soft_cap: float | None = Field(default=None, description="Their tanh soft cap")
 
 
-class HeadConfig(BaseModel):
-    """The shape of a head; the defaults are the published one's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class HeadConfig(HeadShape):
+    """A head: its shape, what it takes and what it gives; the defaults are the published one's."""
 
     input_width: PositiveInt = Field(description="Numbers a token: hidden size, or vocabulary if it takes logits")
     takes: Literal["states", "logits"] = Field(default="states", description="What its tokens are")
-    width: PositiveInt = Field(default=512, description="Width between the blocks; a multiple of heads")
-    blocks: PositiveInt = Field(default=4, description="Number of xLSTM blocks")
-    slstm_at: tuple[int, ...] = Field(default=(1,), description="Which blocks, from 0, are sLSTM; the others are mLSTM")
-    heads: PositiveInt = Field(default=4, description="Heads of each block")
-    conv_kernel: PositiveInt = Field(default=4, description="Steps that the causal convolutions see")
-    qkv_block: PositiveInt = Field(default=4, description="Size of the blocks of the query, key and value projections")
-    ffn_factor: PositiveFloat = Field(default=1.3, description="Width of the sLSTM's feed-forward, by `width`")
-    pooling: Pooling = Field(default="mean", description="Of the tokens; first_last is the mean of both")
-    hidden: PositiveInt = Field(default=128, description="Width of the regression's hidden layer")
     outputs: tuple[str, ...] = Field(default=("quality",), min_length=1, description="Names of the outputs, in order")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="In the blocks and after pooling, while training")
     long_way: LongWayConfig | None = Field(default=None, description="The LM head that could not be folded, if any")
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.width % self.heads or self.width // self.heads < 2:
-            raise ValueError(f"width {self.width} is no multiple of {self.heads} heads of at least 2")
-        inner = math.ceil(2 * self.width / 64) * 64
-        if inner % self.heads or inner % self.qkv_block:
-            raise ValueError(f"the blocks are {inner} wide, no multiple of {self.heads} heads and of {self.qkv_block}")
-        if any(not 0 <= at < self.blocks for at in self.slstm_at):
-            raise ValueError(f"slstm_at {list(self.slstm_at)} names a block beyond the {self.blocks} there are")
+    def _differ(self) -> Self:
         if len(set(self.outputs)) != len(self.outputs):
             raise ValueError(f"outputs {', '.join(self.outputs)} are not all different")
         return self

@@ -21,10 +21,11 @@ from m3agiqa.adapters.files import listed
 from m3agiqa.config import ModelConfig
 from m3agiqa.errors import UserError
 from m3agiqa.models import model_digest, model_folder
-from m3agiqa.predictor.head import Head, HeadConfig, Pooling
+from m3agiqa.predictor.head import Head, HeadConfig
 from m3agiqa.predictor.lm_head import LMHead
 from m3agiqa.predictor.slstm import GATES
 from m3agiqa.predictor.store import Predictor, build_head
+from m3agiqa.train_config import Pooling
 
 _PREFIXES = {"model.W.": "input.", "model.xlstm_pooler.xlstm_stack.": "stack.", "model.fc.": "fc."}
 # The multimodal model itself, which the reference freezes and sometimes saves.
