@@ -198,19 +198,6 @@ def states_to_bytes(states: "torch.Tensor") -> bytes:
     return states.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy().tobytes()
 
 
-def states_from_bytes(data: bytes, tokens: int) -> "torch.Tensor":
-    """bfloat16 [tokens, hidden] from what `states_to_bytes` wrote.
-
-    Raises:
-        ValueError: if the bytes are not so many rows of equal width.
-    """
-    import torch
-
-    if tokens < 1 or len(data) % (2 * tokens):
-        raise ValueError(f"{len(data)} bytes are not {tokens} rows of bfloat16 of one width")
-    return torch.frombuffer(bytearray(data), dtype=torch.bfloat16).view(tokens, -1)
-
-
 def scores_table(
     corpus_rows: pa.Table, scored: Sequence[ScoredRow], fingerprint: str, states: Collection[Aspect] = ()
 ) -> pa.Table:

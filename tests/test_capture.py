@@ -20,7 +20,7 @@ from m3agiqa.engine.base import Item, Outcome, create_engine
 from m3agiqa.errors import UserError
 from m3agiqa.models import model_folder
 from m3agiqa.pipeline import run_scoring
-from m3agiqa.records import states_from_bytes
+from m3agiqa.predictor.states import decode as decode_states
 from m3agiqa.runs import Output, states_of
 
 CAPTURED = ("capture.kind=states", "capture.write=true")
@@ -55,7 +55,7 @@ def assess(settings: RunConfig, asked: list[Item]) -> list[Outcome]:
 
 
 def states(row: dict, aspect: str) -> torch.Tensor:
-    return states_from_bytes(row[f"{aspect}_states"], row[f"{aspect}_tokens"])
+    return decode_states(row[f"{aspect}_states"], row[f"{aspect}_tokens"])
 
 
 def near(found: torch.Tensor, expected: torch.Tensor, share: float) -> bool:

@@ -14,7 +14,7 @@ from m3agiqa.models import model_digest, predictor_folder
 from m3agiqa.opinions import Opinions, check_predictor, with_states
 from m3agiqa.pipeline import run_scoring
 from m3agiqa.predictor import load
-from m3agiqa.records import states_from_bytes
+from m3agiqa.predictor.states import decode as decode_states
 from m3agiqa.runs import Output, fingerprint_parts
 
 TINY = ("model.path=tiny", "model.dtype=float32", "engine.kind=transformers", "scoring.max_description_tokens=64")
@@ -52,7 +52,7 @@ def test_rows_have_the_predictors_scores_and_intervals(demo_corpus, local_ray, t
             if row[f"{aspect}_states"] is None:
                 assert row[f"{aspect}_mos"] is None
                 continue
-            states = states_from_bytes(row[f"{aspect}_states"], row[f"{aspect}_tokens"])
+            states = decode_states(row[f"{aspect}_states"], row[f"{aspect}_tokens"])
             mos = predictor.predict_all([states])
             low, high = (float(end[0, column]) for end in predictor.intervals(mos))
             # What is written is rounded to bfloat16, what was predicted from is not.

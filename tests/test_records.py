@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from m3agiqa.aspects import Aspect
+from m3agiqa.predictor.states import decode as decode_states
 from m3agiqa.records import (
     RESERVED_COLUMNS,
     Assessment,
@@ -13,7 +14,6 @@ from m3agiqa.records import (
     Status,
     scores_schema,
     scores_table,
-    states_from_bytes,
 )
 
 CORPUS = pa.schema(
@@ -110,9 +110,9 @@ def test_states_are_written_as_bfloat16_and_read_back():
     assert table.schema.field("quality_states").type == pa.large_binary()
     row, rejected = table.to_pylist()
     assert (row["quality_tokens"], len(row["quality_states"])) == (5, 5 * 3 * 2)
-    assert torch.equal(states_from_bytes(row["quality_states"], 5), states.bfloat16())
+    assert torch.equal(decode_states(row["quality_states"], 5), states.bfloat16())
     assert (row["quality_asked_tokens"], row["quality_described_tokens"]) == (2, 4)
     assert rejected["quality_states"] is None
     assert rejected["quality_tokens"] is None
     with pytest.raises(ValueError, match="30 bytes are not 4 rows"):
-        states_from_bytes(row["quality_states"], 4)
+        decode_states(row["quality_states"], 4)

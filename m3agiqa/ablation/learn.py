@@ -58,7 +58,7 @@ def learn(
         tests: by name. scale: lowest and highest label.
 
     Raises:
-        UserError: for labels that are all equal, a head that cannot be, and a loss that is not finite.
+        UserError: for labels that are all equal, and a loss that is not finite.
     """
     if variation.head == "ridge":
         return _ridge(variation, train, validation, tests, config, scale)

@@ -73,7 +73,7 @@ def fit(
         build: makes the head: another one than the xLSTM, to compare it with.
 
     Raises:
-        UserError: for a head that cannot be, constant labels, and a loss that is not finite.
+        UserError: for constant labels, and a loss that is not finite.
         ValueError: for shapes that do not fit.
     """
     config = config or TrainConfig()

@@ -96,7 +96,7 @@ class Trainer:
         build: makes the head of a configuration, with weights from torch's random state.
 
     Raises:
-        UserError: for a head that cannot be, and labels of an output that are all equal.
+        UserError: for labels of an output that are all equal.
     """
 
     def __init__(
