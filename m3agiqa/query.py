@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from m3agiqa.corpus.rows import shorten
-from m3agiqa.curation.rows import rows_of
+from m3agiqa.curation.rows import rows_of, show_rows
 from m3agiqa.errors import UserError
 from m3agiqa.runs import Output
 
@@ -36,12 +36,11 @@ def connect(output: Output) -> duckdb.DuckDBPyConnection:
     """
     data = rows_of(output)
     connection = duckdb.connect()
-    # Through Arrow, any file system that a run writes to is read alike, and only the columns that a query names.
-    connection.register("scores", data)
+    connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
     path = f"{output.path}/{REMOVED}"
     if output.filesystem.get_file_info(path).type == pa.fs.FileType.File:
         connection.register("removed", pa.dataset.dataset(path, filesystem=output.filesystem, format="parquet"))
-    connection.execute("SET enable_external_access = false; SET TimeZone = 'UTC'; SET lock_configuration = true")
+    show_rows(connection, "scores", output, data)
     return connection
 
 

@@ -60,6 +60,34 @@ def rows_of(output: Output) -> pyarrow.dataset.Dataset:
     return data
 
 
+def show_rows(
+    con: duckdb.DuckDBPyConnection, name: str, output: Output, data: pyarrow.dataset.Dataset, *folders: Path
+) -> None:
+    """Makes a view of a folder's rows, after which the connection reads nothing else but what is below `folders`.
+
+    Local files are read by DuckDB itself, on all of its threads; others through Arrow, which knows more file systems.
+
+    Raises:
+        UserError: if a file cannot be read.
+    """
+    local = is_local(output.uri)
+    # A name with a star in it is a pattern to DuckDB, and only that name once it is escaped; it asks for both.
+    scores = [output.scores, glob.escape(output.scores)] if local else []
+    con.execute(f"SET allowed_directories=[{', '.join(literal(str(one)) for one in (*folders, *scores))}]")
+    con.execute("SET enable_external_access=false")
+    con.execute("SET lock_configuration=true")
+    if not local:
+        con.register(name, data)
+        return
+    files = ", ".join(literal(glob.escape(file)) for file in data.files)
+    # A folder on the way that is called key=value is no column.
+    read = f"read_parquet([{files}], union_by_name=true, hive_partitioning=false)"
+    try:
+        con.execute(f"CREATE TEMP VIEW {name} AS SELECT * FROM {read}")
+    except duckdb.Error as error:
+        raise unreadable(output.uri, error) from None
+
+
 def unreadable(uri: str, error: Exception) -> UserError:
     """What a user is told of score files that cannot be read."""
     reason = shorten(str(error).splitlines()[0])
@@ -97,24 +125,11 @@ class Scores:
         # A time in a user's expression is not to depend on where the command runs.
         self.con.execute("SET TimeZone='UTC'")
         self.con.execute("SET enable_progress_bar=false")
-        local = is_local(uri)
-        # A name with a star in it is a pattern to DuckDB, and only that name once it is escaped; it asks for both.
-        folders = [self._output.scores, glob.escape(self._output.scores)] if local else []
-        allowed = [str(work), *folders]
-        self.con.execute(f"SET allowed_directories=[{', '.join(map(literal, allowed))}]")
-        self.con.execute("SET enable_external_access=false")
-        self.con.execute("SET lock_configuration=true")
-        if not local:
-            self.con.register("rows", data)
-            return
-        files = ", ".join(literal(glob.escape(name)) for name in data.files)
-        # A folder on the way that is called key=value is no column.
-        read = f"read_parquet([{files}], union_by_name=true, hive_partitioning=false)"
         try:
-            self.con.execute(f"CREATE TEMP VIEW rows AS SELECT * FROM {read}")
-        except duckdb.Error as error:
+            show_rows(self.con, "rows", self._output, data, work)
+        except UserError:
             self.con.close()
-            raise unreadable(uri, error) from None
+            raise
 
     def close(self) -> None:
         """Lets go of the working database."""
