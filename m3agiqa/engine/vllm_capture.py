@@ -168,6 +168,10 @@ class StatesConnector(KVConnectorBase_V1, SupportsHMA):
         self._cache = kv_caches[next(iter(layers))]
         if self._cache.shape[1:3] != (1, self._block_size):
             raise ValueError(f"a cache of {tuple(self._cache.shape)} does not have blocks of {self._block_size} tokens")
+        for cache in kv_caches.values():
+            if cache.is_cpu:
+                # The system gives memory on first use: what there is not is to be missed now, and not after hours.
+                cache.zero_()
         # States are the same on all ranks.
         self._writes = get_tensor_model_parallel_rank() == 0
 

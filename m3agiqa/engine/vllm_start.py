@@ -48,7 +48,6 @@ def start(
     Raises:
         UserError: without vLLM, for arguments that it does not know, and for a configuration that it refuses.
     """
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(config.engine.cpu_kv_cache_gib))
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
@@ -125,6 +124,7 @@ def _engine_args(config: RunConfig, folder: Path, context: int, *, on_cpu: bool)
         args["block_size"] = 32
         # Of vLLM's 4 GiB in each of two processes a laptop would notice; only images in the engine are looked up.
         args["mm_processor_cache_gb"] = 0.25
+        args["kv_cache_memory_bytes"] = int(config.engine.cpu_kv_cache_gib * 2**30)
     else:
         args["gpu_memory_utilization"] = config.engine.gpu_memory_utilization
     for name in ("max_num_seqs", "max_num_batched_tokens"):
