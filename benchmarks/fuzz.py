@@ -23,9 +23,9 @@ from pyarrow import parquet as pq
 from m3agiqa.config import AccessConfig, ImageConfig
 from m3agiqa.corpus import FIXED_FIELDS, open_corpus
 from m3agiqa.corpus.access import Access
+from m3agiqa.decoding import decode_rows
 from m3agiqa.errors import UserError
 from m3agiqa.records import RESERVED_COLUMNS, Status
-from m3agiqa.scoring import decode_rows
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "JPEG2000")
 _SPECIAL = (b"\x00", b"\xff", b"\x7f", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x80\x00\x00\x00", b"\n", b'"', b",")

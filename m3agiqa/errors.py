@@ -33,3 +33,8 @@ class TooManyFailed(UserError):
     """More rows failed than the run allows; what is written is kept."""
 
     exit_code: ClassVar[int] = 3
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, or its kind where it says nothing, on one line of 500 characters at most."""
+    return " ".join((str(error) or type(error).__name__).split())[:500]

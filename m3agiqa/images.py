@@ -156,7 +156,12 @@ def _pixels(image: Image.Image, max_side: int) -> DecodedImage:
         flat = flat.transpose(_TRANSPOSE[orientation])
         if orientation >= 5:
             width, height = height, width
-    return DecodedImage(np.array(flat.convert("RGB"), dtype=np.uint8, order="C"), width, height)
+    return DecodedImage(np.array(_as(flat, "RGB"), dtype=np.uint8, order="C"), width, height)
+
+
+def _as(image: Image.Image, mode: str) -> Image.Image:
+    """Converted; Pillow copies an image that has the mode already."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -175,7 +180,7 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    return _as(image, "L" if image.mode in ("1", "L") else "RGB")
 
 
 def _from_integers(samples: np.ndarray) -> Image.Image:

@@ -24,6 +24,7 @@ from m3agiqa.config import RunConfig
 from m3agiqa.connection import connect
 from m3agiqa.corpus import Corpus, open_corpus
 from m3agiqa.corpus.files import absolute
+from m3agiqa.decoding import decode_rows
 from m3agiqa.errors import RunBroken, UserError
 from m3agiqa.flow import Flow
 from m3agiqa.lease import Lease
@@ -37,7 +38,7 @@ from m3agiqa.replace import finish_replacing, replace_rows, retry_output
 from m3agiqa.resources import actor_pool, check_resources, decode_args, gpus, local_cpus, nodes, set_limits
 from m3agiqa.resume import Todo, done_ids, drop_twice, ids_with, recover
 from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts, states_of
-from m3agiqa.scoring import check_given, decode_rows
+from m3agiqa.scoring import check_given
 from m3agiqa.seen import FILE as TRAINED_ON
 from m3agiqa.seen import Seen
 from m3agiqa.source import CorpusSource

@@ -22,6 +22,7 @@ from m3agiqa.config import RunConfig
 from m3agiqa.connection import connect, counted_cpus, quiet_libraries
 from m3agiqa.corpus import Corpus, open_corpus
 from m3agiqa.corpus.files import absolute
+from m3agiqa.decoding import decode_rows
 from m3agiqa.engine.base import create_engine
 from m3agiqa.errors import UserError
 from m3agiqa.models import model_folder, predictor_folder
@@ -32,7 +33,7 @@ from m3agiqa.prometheus import gpu_memory
 from m3agiqa.records import RESERVED_COLUMNS, Status
 from m3agiqa.resources import actors, check_gpus, gpus, local_cpus, missing, nodes
 from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts
-from m3agiqa.scoring import Scorer, check_given, decode_rows
+from m3agiqa.scoring import Scorer, check_given
 
 # Rows of the corpus that are looked at, over so many shards.
 _SAMPLE, _SHARDS = 64, 8

@@ -1,112 +1,22 @@
-"""From rows of a corpus to scored rows: decoding, the engine, and what each outcome means for a row.
+"""From decoded images to scored rows: the engine, and what each outcome means for a row.
 
-Knows nothing of Ray: `decode_rows` and `Scorer` work on Arrow tables wherever they run.
+Knows nothing of Ray: a `Scorer` works on Arrow tables wherever it runs.
 """
 
 import difflib
-import functools
-import hashlib
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from m3agiqa.aspects import Aspect
-from m3agiqa.config import ImageConfig, RunConfig
-from m3agiqa.corpus import Access, Refused
+from m3agiqa.config import RunConfig
+from m3agiqa.decoding import DECODED
 from m3agiqa.engine.base import Engine, Item, ItemFailed, ItemRejected, Outcome, create_engine
-from m3agiqa.errors import UserError
-from m3agiqa.images import DecodedImage, ImageRejected, decode
+from m3agiqa.errors import UserError, one_line
 from m3agiqa.opinions import Opinions
 from m3agiqa.records import ScoredRow, Status, scores_table
-
-# What decoding puts in place of the corpus's own internal columns.
-_DECODED = {
-    "_pixels": pa.large_binary(),
-    "_rows": pa.int32(),
-    "_columns": pa.int32(),
-    "_width": pa.int32(),
-    "_height": pa.int32(),
-    "_sha256": pa.string(),
-    "_status": pa.string(),
-    "_error": pa.string(),
-}
-# Files are read this many at a time: object stores answer slowly, but many at once.
-_FETCH_THREADS = 16
-# Object stores refuse some requests when they are busy; the pauses before trying again.
-_FETCH_PAUSES_S = (0.5, 2.0)
-
-
-def decode_rows(
-    rows: pa.Table, limits: ImageConfig, access: Access, slice_rows: int = 16, *, text_only: bool = False
-) -> Iterator[pa.Table]:
-    """Reads and decodes the images of some rows of a corpus; none of them where it is `text_only`.
-
-    Yields tables of at most `slice_rows` rows, in order: the columns of the corpus that are not internal,
-    and the pixels as internal ones. A row whose image cannot be read keeps its place, with the reason.
-    """
-    read = functools.partial(_read, access)
-    public = rows.select([name for name in rows.column_names if not name.startswith("_")])
-    sources = list(zip(rows["_uri"].to_pylist(), rows["_bytes"].to_pylist(), strict=True))
-    with ThreadPoolExecutor(_FETCH_THREADS) as pool:
-        for start in range(0, rows.num_rows, slice_rows):
-            part = sources[start : start + slice_rows]
-            decoded = [{} for _ in part] if text_only else [_decode_one(data, limits) for data in pool.map(read, part)]
-            table = public.slice(start, slice_rows)
-            for name, kind in _DECODED.items():
-                table = table.append_column(name, pa.array([row.get(name) for row in decoded], kind))
-            yield table
-
-
-def _read(access: Access, source: tuple[str | None, bytes | None]) -> bytes | tuple[Status, str]:
-    uri, data = source
-    if data is not None:
-        return data
-    if uri is None:
-        return Status.REJECTED, "the row names no image"
-    for pause_s in (*_FETCH_PAUSES_S, None):
-        try:
-            return access.fetch(uri)
-        except Refused as refused:
-            return Status.REJECTED, f"not read: {refused}"
-        except FileNotFoundError:
-            return Status.REJECTED, f"there is no such file: {uri}"
-        except Exception as error:  # noqa: BLE001 - the row boundary: file systems raise errors of their own kinds
-            if pause_s is None:
-                return Status.FAILED, f"cannot read {uri}: {_one_line(error)}"
-        time.sleep(pause_s)
-    raise AssertionError("the last try returns")
-
-
-def _decode_one(read: bytes | tuple[Status, str], limits: ImageConfig) -> dict[str, Any]:
-    if not isinstance(read, bytes):
-        return {"_status": str(read[0]), "_error": read[1]}
-    digest = {"_sha256": hashlib.sha256(read).hexdigest()}
-    try:
-        image: DecodedImage = decode(read, **limits.model_dump())
-    except ImageRejected as rejection:
-        return digest | {"_status": str(Status.REJECTED), "_error": str(rejection)}
-    except Exception as error:  # noqa: BLE001 - the row boundary: a decoder's bug costs one row, not the run
-        return digest | {"_status": str(Status.FAILED), "_error": f"decoding failed: {_one_line(error)}"}
-    height, width, _ = image.pixels.shape
-    return digest | {
-        "_pixels": image.pixels.tobytes(),
-        "_rows": height,
-        "_columns": width,
-        "_width": image.width,
-        "_height": image.height,
-    }
-
-
-def as_failed(rows: pa.Table, why: str) -> pa.Table:
-    """Rows that `decode_rows` made, as the system's failures: they will not go into an engine."""
-    for name, value in (("_status", str(Status.FAILED)), ("_error", why), ("_pixels", None)):
-        column = pa.array([value] * rows.num_rows, _DECODED[name])
-        rows = rows.set_column(rows.column_names.index(name), name, column)
-    return rows
 
 
 def check_given(config: RunConfig, corpus: pa.Schema) -> None:
@@ -163,7 +73,7 @@ class Scorer:
         Raises:
             Exception: only where the engine itself can no longer be used.
         """
-        decoded = rows.select(list(_DECODED)).to_pylist()
+        decoded = rows.select(list(DECODED)).to_pylist()
         prompts = rows["prompt"].to_pylist()
         given = self._descriptions(rows)
         items = {i: self._item(row, prompts[i], given[i]) for i, row in enumerate(decoded) if row["_status"] is None}
@@ -203,9 +113,9 @@ class Scorer:
         elif outcome is None:
             scored.status, scored.error = Status.REJECTED, "no prompt, and every aspect of this run needs one"
         elif isinstance(outcome, ItemRejected):
-            scored.status, scored.error = Status.REJECTED, _one_line(outcome)
+            scored.status, scored.error = Status.REJECTED, one_line(outcome)
         elif isinstance(outcome, ItemFailed):
-            scored.status, scored.error = Status.FAILED, _one_line(outcome)
+            scored.status, scored.error = Status.FAILED, one_line(outcome)
         else:
             scored.assessments = outcome
             scored.error = self._notes(item, outcome)
@@ -219,7 +129,3 @@ class Scorer:
             if found.rating is None:
                 notes.append(f"{Aspect(aspect)}: no rating word in the answer {found.rating_answer[:60]!r}")
         return "; ".join(notes) or None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:500]

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from m3agiqa import pipeline
+from m3agiqa.decoding import decode_rows
 from m3agiqa.progress import Board
 from m3agiqa.runs import Manifest
-from m3agiqa.scoring import Scorer, decode_rows
+from m3agiqa.scoring import Scorer
 
 
 class InProcess:

@@ -18,7 +18,7 @@ import pytest
 from m3agiqa.config import AccessConfig, ImageConfig, RunConfig, load_config
 from m3agiqa.corpus import Access, Refused, open_corpus
 from m3agiqa.corpus.web import _may_connect
-from m3agiqa.scoring import decode_rows
+from m3agiqa.decoding import decode_rows
 from tests.corpora import encode, picture
 
 PACKAGE = Path(__file__).parent.parent / "m3agiqa"

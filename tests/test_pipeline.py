@@ -191,7 +191,7 @@ def test_an_error_of_the_user_found_while_reading_is_one_line(tmp_path):
 def test_memory_of_a_table_is_bounded_by_slices(tmp_path, demo_corpus):
     """Decoding hands over a slice at a time, in order, whatever the size of a block."""
     from m3agiqa.corpus import open_corpus
-    from m3agiqa.scoring import decode_rows
+    from m3agiqa.decoding import decode_rows
 
     corpus = open_corpus(str(demo_corpus / "manifest.csv"))
     table = next(corpus.shards[0].read())

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from m3agiqa.config import ImageConfig, load_config
 from m3agiqa.corpus import open_corpus
+from m3agiqa.decoding import decode_rows
 from m3agiqa.prometheus import _COUNTED, gpu_memory
-from m3agiqa.scoring import decode_rows
 from tests.corpora import encode, picture
 
 DASHBOARD = Path(__file__).parent.parent / "cluster" / "grafana.json"
