@@ -199,6 +199,7 @@ def main() -> int:
             kills += job.done
             worst = max(worst, outcome["repeated"] // max(job.done.total(), 1))
             total += outcome
+            print(f"job {number + 1} of {args.jobs}: {dict(job.done)}, {dict(outcome)}", file=sys.stderr, flush=True)
     finally:
         nodes.cluster.shutdown()
     names = ("lost", "twice", "mixed_fingerprints", "not_ok", "repeated", "commands")

@@ -9,7 +9,6 @@ Each size runs until every engine had `--batches` batches. One JSON line for eac
 
 import argparse
 import json
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -44,8 +43,9 @@ def main() -> None:
     args = parser.parse_args()
     import ray
 
-    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 4), **options)
+    from m3agiqa.connection import local_cluster
+
+    ray.init(address="local", log_to_driver=False, logging_level="ERROR", **local_cluster(4))
     for engines in args.engines:
         with TemporaryDirectory() as name:
             manifest, _ = write_corpus(Path(name) / "in", engines * args.batches * BATCH, 64)

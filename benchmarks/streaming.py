@@ -29,8 +29,7 @@ from PIL import Image, ImageFilter
 from m3agiqa.config import RunConfig, load_config
 
 PICTURES = 200
-STORE_BYTES = 500 * 10**6
-_SAMPLE_S = 1.0
+_SAMPLE_S = 5.0
 _ROWS_PER_GROUP = 10_000
 
 
@@ -127,7 +126,8 @@ def _unshared(process: psutil.Process) -> float:
 def without_ray(config: RunConfig, manifest: Path) -> dict[str, Any]:
     """Decodes and scores every row in this process."""
     from m3agiqa.corpus import open_corpus
-    from m3agiqa.scoring import Scorer, decode_rows
+    from m3agiqa.decoding import decode_rows
+    from m3agiqa.scoring import Scorer
 
     corpus = open_corpus(str(manifest))
     scorer = Scorer(config, "benchmark")
@@ -141,20 +141,16 @@ def without_ray(config: RunConfig, manifest: Path) -> dict[str, Any]:
     return found | {"cpu_ms_per_image": round(cpu / done * 1000, 3)}
 
 
-def with_ray(config: RunConfig, manifest: Path, output: Path) -> dict[str, Any]:
-    """The whole pipeline on a local Ray with a small object store."""
+def with_ray(config: RunConfig, manifest: Path, output: Path, store_mb: int) -> dict[str, Any]:
+    """The whole pipeline on a local Ray whose object store has so many MB."""
     import ray
 
+    from m3agiqa.connection import local_cluster
     from m3agiqa.pipeline import run_scoring
+    from m3agiqa.resources import local_cpus
 
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, 3),
-        object_store_memory=STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", object_store_memory=store_mb * 10**6, **local_cluster(local_cpus(config)), **quiet)
     with Usage() as usage:
         manifest_of_run = run_scoring(config, str(manifest), str(output))
     found = {"rows": sum(manifest_of_run.counts.values()), "seconds": manifest_of_run.seconds}
@@ -167,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--side", type=int, default=96, help="of the pictures, in pixels (default 96)")
+    parser.add_argument("--store-mb", type=int, default=500, help="size of the object store (default 500)")
     parser.add_argument("--without-ray", action="store_true")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the run")
     args = parser.parse_args()
@@ -174,11 +171,11 @@ def main() -> None:
     with TemporaryDirectory() as name:
         manifest, kilobytes = write_corpus(Path(name) / "in", args.rows, args.side)
         result: dict[str, Any] = {"benchmark": "streaming", "ray": not args.without_ray}
-        result |= {"image_kb": round(kilobytes, 1), "cpus": os.cpu_count()}
+        result |= {"image_kb": round(kilobytes, 1), "cpus": os.cpu_count(), "store_mb": args.store_mb}
         if args.without_ray:
             result |= without_ray(config, manifest)
         else:
-            result |= with_ray(config, manifest, Path(name) / "out")
+            result |= with_ray(config, manifest, Path(name) / "out", args.store_mb)
     print(json.dumps(result))
 
 

@@ -2,10 +2,14 @@
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +18,12 @@ import ray
 
 from m3agiqa.config import RunConfig
 from m3agiqa.connection import quiet_libraries
+from m3agiqa.decoding import as_failed
 from m3agiqa.errors import RunBroken, UserError
-from m3agiqa.scoring import Scorer, as_failed
+from m3agiqa.scoring import Scorer
 from m3agiqa.suspects import DEATHS_TO_CONVICT, DEATHS_TO_SUSPECT, Losses, Plan
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _POISON = f"the engine's process died {DEATHS_TO_CONVICT} times while this row alone was in it"
 
 
@@ -30,6 +36,7 @@ class ScorerActor:
 
     def __init__(self, config: RunConfig, fingerprint: str, board: Any, verbose: bool) -> None:
         quiet_libraries(verbose)
+        end_with_node()
         # Ray Data runs several batches of each of its tasks at once; this is what bounds them all together.
         self._at_once = config.ray.batches_in_flight
         self._places, self._alone = asyncio.Semaphore(self._at_once), asyncio.Lock()
@@ -48,28 +55,26 @@ class ScorerActor:
             raise
 
     async def __call__(self, rows: pa.Table) -> AsyncIterator[pa.Table]:
-        self._board.report.remote(self._name, {}, self._scorer.stats())
-        plan: Plan = await self._board.plan.remote(rows["id"].to_pylist())
         done: list[tuple[list[int], pa.Table]] = []
+        async with self._places:
+            plan: Plan = await self._board.admit.remote(self._name, rows["id"].to_pylist())
+            if plan.together:
+                done.append(await self._score(rows, plan.together, alone=False))
         if plan.poison:
-            done.append((plan.poison, await self._scorer.score(as_failed(rows.take(plan.poison), _POISON))))
-        if plan.together:
-            async with self._places:
-                done += await self._score(rows, plan.together, alone=False)
+            failed = await self._scorer.score(as_failed(rows.take(plan.poison), _POISON))
+            self._board.report.remote(self._name, *self._outcome(failed))
+            done.append((plan.poison, failed))
         for group in plan.alone:
             async with self._whole_engine():
-                done += await self._score(rows, group, alone=True)
+                if not await self._board.enter.remote(self._name, rows["id"].take(group).to_pylist(), True):
+                    break
+                done.append(await self._score(rows, group, alone=True))
         if done:
-            scored = _in_order(done)
-            self._board.report.remote(self._name, Counter(scored["status"].to_pylist()), self._scorer.stats())
-            yield scored
+            yield _in_order(done)
 
-    async def _score(self, batch: pa.Table, places: list[int], *, alone: bool) -> list[tuple[list[int], pa.Table]]:
-        """The places and their scored rows, or nothing where the run is to end. Never returns where the engine dies."""
+    async def _score(self, batch: pa.Table, places: list[int], *, alone: bool) -> tuple[list[int], pa.Table]:
+        """The places and their rows, which the board has let in, scored. Never returns where the engine dies."""
         rows = batch if len(places) == batch.num_rows else batch.take(places)
-        ids = rows["id"].to_pylist()
-        if not await self._board.enter.remote(self._name, ids, alone):
-            return []
         try:
             scored = await self._scorer.score(rows)
         except UserError as error:
@@ -81,8 +86,12 @@ class ScorerActor:
             # An exception would end the run, or count good rows as errors.
             logging.getLogger(__name__).exception("the engine is lost; this actor ends and is started anew")
             os._exit(1)
-        await self._board.leave.remote(self._name, ids, alone)
-        return [(places, scored)]
+        await self._board.leave.remote(self._name, rows["id"].to_pylist(), alone, *self._outcome(scored))
+        return places, scored
+
+    def _outcome(self, scored: pa.Table) -> tuple[Counter[str], dict[str, float]]:
+        """What the board is told: rows by status, and the engine's counters."""
+        return Counter(scored["status"].to_pylist()), self._scorer.stats()
 
     @contextlib.asynccontextmanager
     async def _whole_engine(self) -> AsyncIterator[None]:
@@ -95,6 +104,15 @@ class ScorerActor:
         finally:
             for _ in range(self._at_once):
                 self._places.release()
+
+
+def end_with_node() -> None:
+    """Has the system kill this process when Ray's daemon on its node, which started it, is gone.
+
+    Ray's own way out can wait for ever by then (a lock, taken in a destructor), and the engine's memory with it.
+    """
+    if sys.platform == "linux" and Path(f"/proc/{os.getppid()}/comm").read_text().strip() == "raylet":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _broken(losses: Losses) -> RunBroken:

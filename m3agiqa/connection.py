@@ -12,6 +12,8 @@ import ray
 
 from m3agiqa.errors import UserError
 
+_IDLE_WORKER_MS = 60_000
+
 
 def connect(address: str | None, cpus: int, *, verbose: bool = False) -> None:
     """Joins the cluster, or starts a local one that counts at least so many CPUs.
@@ -31,7 +33,7 @@ def connect(address: str | None, cpus: int, *, verbose: bool = False) -> None:
     if address is None:
         # "local", or a cluster that happens to run on this machine would be joined, and refuse num_cpus.
         address = "local"
-        options |= {"num_cpus": counted_cpus(cpus), "include_dashboard": False}
+        options |= local_cluster(cpus)
     try:
         with contextlib.nullcontext() if verbose else _muted_stderr():
             ray.init(address=address, **options)
@@ -39,6 +41,14 @@ def connect(address: str | None, cpus: int, *, verbose: bool = False) -> None:
         raise UserError(
             f"ray.address={address}", f"no cluster answers ({error})", "check `ray status`, or leave it out"
         ) from None
+
+
+def local_cluster(cpus: int) -> dict[str, Any]:
+    """What `ray.init` is told to start a cluster of this machine alone that counts at least so many CPUs."""
+    # Ray ends a worker that was idle for a second where there are more of them than CPUs, as there are where tasks
+    # need a quarter of one each; and the next one imports everything again, which takes seconds of CPU.
+    system = {"idle_worker_killing_time_threshold_ms": _IDLE_WORKER_MS}
+    return {"num_cpus": counted_cpus(cpus), "include_dashboard": False, "_system_config": system}
 
 
 def counted_cpus(cpus: int) -> int:

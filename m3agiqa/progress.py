@@ -39,7 +39,7 @@ class Board:
         self._suspects = Suspects()
 
     def report(self, actor: str, statuses: Mapping[str, int], engine: Mapping[str, float]) -> None:
-        """Adds rows by status, and takes an engine's counters as they stand; an engine's first says it is up."""
+        """Adds rows by status, and takes an engine's counters as they stand."""
         self._ready_at = self._ready_at or time.time()
         self._statuses.update(statuses)
         self._engines[actor] = dict(engine)
@@ -62,14 +62,24 @@ class Board:
     def loaded(self, actor: str) -> None:
         """Its engine is up."""
         self._suspects.loaded(actor)
+        self._ready_at = self._ready_at or time.time()
+        self._engines.setdefault(actor, {})
 
     def losses(self, actor: str) -> int:
         """How often it lost an engine since rows came out of one; see `Suspects.losses`."""
         return self._suspects.losses(actor)
 
-    def plan(self, ids: Sequence[str]) -> Plan:
-        """How the rows of a batch are to go into the engine."""
-        return self._suspects.plan(ids)
+    def admit(self, actor: str, ids: Sequence[str]) -> Plan:
+        """How the rows of a batch are to go into an actor's engine, and notes that those `together` go in now.
+
+        Nothing is planned where the run is to end. One call for a batch: an actor makes thousands a minute.
+        """
+        if self._refusal is not None:
+            return Plan()
+        plan = self._suspects.plan(ids)
+        if plan.together:
+            self._suspects.enter(actor, [ids[place] for place in plan.together], alone=False)
+        return plan
 
     def enter(self, actor: str, ids: Sequence[str], alone: bool) -> bool:
         """Notes that rows go into an actor's engine. Returns whether they may: not where the run is to end."""
@@ -78,9 +88,12 @@ class Board:
         self._suspects.enter(actor, ids, alone)
         return True
 
-    def leave(self, actor: str, ids: Sequence[str], alone: bool) -> None:
-        """Notes that they came out of it."""
+    def leave(
+        self, actor: str, ids: Sequence[str], alone: bool, statuses: Mapping[str, int], engine: Mapping[str, float]
+    ) -> None:
+        """Notes that they came out of it, and reports them."""
         self._suspects.leave(actor, ids, alone)
+        self.report(actor, statuses, engine)
 
     def snapshot(self) -> dict[str, Any]:
         """Rows by status, engines at work, when the first was up (Unix time), and their counters added up."""

@@ -33,11 +33,13 @@ def local_ray() -> None:
     """
     import ray
 
+    from m3agiqa.connection import local_cluster
+
     if ray.is_initialized() and ray.cluster_resources().get("CPU") == RAY_CPUS:
         return
     ray.shutdown()
     # "local", or a cluster that someone else runs on this machine would be joined, and refuse num_cpus.
-    ray.init(address="local", num_cpus=RAY_CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", log_to_driver=False, logging_level="ERROR", **local_cluster(RAY_CPUS))
 
 
 @pytest.fixture(scope="session")

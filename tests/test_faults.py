@@ -1,21 +1,25 @@
 """What becomes of rows that an engine fails on or that kill it, and of a run whose disk is full; no cluster."""
 
+import ctypes
 import errno
+import signal
 import types
 
 import pyarrow as pa
 import pytest
+import ray
 
 import m3agiqa.actor
 import m3agiqa.engine.simulated
 from m3agiqa.config import RunConfig, load_config
 from m3agiqa.corpus import open_corpus
+from m3agiqa.decoding import decode_rows
 from m3agiqa.engine.base import ItemFailed
 from m3agiqa.errors import RunBroken, UserError
 from m3agiqa.pipeline import run_scoring
 from m3agiqa.progress import Board
 from m3agiqa.runs import LEASE, Output
-from m3agiqa.scoring import Scorer, decode_rows
+from m3agiqa.scoring import Scorer
 from tests.corpora import write_corpus
 
 
@@ -154,3 +158,24 @@ def test_a_full_disk_is_one_line_and_leaves_the_folder_free(tmp_path, monkeypatc
     with pytest.raises(RunBroken, match="no space left on it; make room; the same command goes on"):
         run_scoring(config(), write_corpus(tmp_path / "in", 2), str(tmp_path / "out"))
     assert not (tmp_path / "out" / LEASE).exists()
+
+
+def what_kills_it() -> int:
+    """The signal that the system sends this process when its parent is gone; 0: none."""
+    found = ctypes.c_int()
+    ctypes.CDLL(None).prctl(2, ctypes.byref(found))  # PR_GET_PDEATHSIG
+    return found.value
+
+
+def test_an_engines_process_ends_with_rays_daemon_on_its_node(local_ray):
+    def actor() -> int:
+        m3agiqa.actor.end_with_node()
+        return what_kills_it()
+
+    assert ray.get(ray.remote(num_cpus=0)(actor).remote()) == signal.SIGKILL
+
+
+def test_a_process_that_ray_did_not_start_is_not_tied_to_its_parent():
+    before = what_kills_it()
+    m3agiqa.actor.end_with_node()
+    assert what_kills_it() == before
