@@ -1,0 +1,52 @@
+"""How the files of a corpus are read on the way to pixels."""
+
+import io
+import threading
+import time
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+import m3agiqa.decoding
+from m3agiqa.config import load_config
+from m3agiqa.decoding import decode_rows
+
+LIMITS = load_config(None, []).images
+
+
+class Files:
+    """In place of a corpus's access: files that take their time, and how many were read at once, at most."""
+
+    def __init__(self, seconds: float) -> None:
+        stream = io.BytesIO()
+        Image.new("RGB", (64, 64), "red").save(stream, "PNG")
+        self._data, self._seconds, self._lock = stream.getvalue(), seconds, threading.Lock()
+        self._reading, self.at_once = 0, 0
+
+    def fetch(self, uri: str) -> bytes:
+        with self._lock:
+            self._reading += 1
+            self.at_once = max(self.at_once, self._reading)
+        time.sleep(self._seconds)
+        with self._lock:
+            self._reading -= 1
+        return self._data
+
+
+def decoded(files: Files, root: str) -> pa.Table:
+    uris = [f"{root}/{i}.png" for i in range(32)]
+    rows = pa.table({"id": uris, "_uri": uris, "_bytes": pa.nulls(32, pa.binary())})
+    return pa.concat_tables(decode_rows(rows, LIMITS, files, 8))
+
+
+@pytest.mark.parametrize(
+    ("root", "fast_s", "together"), [("/a", 60.0, False), ("/a", 0.0, True), ("s3://a", 60.0, True)]
+)
+def test_files_are_read_at_once_where_that_pays(monkeypatch, root, fast_s, together):
+    monkeypatch.setattr(m3agiqa.decoding, "_FAST_READ_S", fast_s)
+    files = Files(0.002)
+    table = decoded(files, root)
+    assert table["id"].to_pylist() == [f"{root}/{i}.png" for i in range(32)]
+    assert set(table["_status"].to_pylist()) == {None}
+    assert (files.at_once > 1) == together
