@@ -65,6 +65,7 @@ def write_scores(folder: Path, rows: int) -> None:
         kind = {"float": "FLOAT", "int32": "INTEGER", "string": "VARCHAR"}.get(str(field.type), "FLOAT[]")
         columns.append(f"CAST({value} AS {kind}) AS {field.name}")
     with duckdb.connect() as con:
+        con.execute("SET enable_progress_bar = false")
         for start in range(0, rows, _ROWS_PER_FILE):
             numbers = f"range({start}, {min(start + _ROWS_PER_FILE, rows)}) AS numbers(i)"
             target = folder / "scores" / f"{start:09d}.parquet"
@@ -74,6 +75,7 @@ def write_scores(folder: Path, rows: int) -> None:
 def duckdb_alone(folder: str, out: str, order: str) -> None:
     """The filter as DuckDB does it by itself, with the same memory and threads."""
     with duckdb.connect() as con:
+        con.execute("SET enable_progress_bar = false")
         con.execute(f"SET memory_limit='{MEMORY_GIB}GiB'; SET temp_directory='{out}.spilled'")
         query = f"SELECT * FROM read_parquet('{folder}/scores/*.parquet') WHERE status = 'ok' AND {WHERE} {order}"
         con.execute(f"COPY ({query}) TO '{out}' (COMPRESSION zstd)")
