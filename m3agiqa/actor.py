@@ -6,7 +6,6 @@ import ctypes
 import logging
 import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -58,21 +57,26 @@ class ScorerActor:
         done: list[tuple[list[int], pa.Table]] = []
         async with self._places:
             plan: Plan = await self._board.admit.remote(self._name, rows["id"].to_pylist())
+            # What is reported before the whole batch is done would be reported again where it is given again.
+            whole = not (plan.alone or plan.poison)
             if plan.together:
-                done.append(await self._score(rows, plan.together, alone=False))
+                done.append(await self._score(rows, plan.together, alone=False, report=whole))
         if plan.poison:
-            failed = await self._scorer.score(as_failed(rows.take(plan.poison), _POISON))
-            self._board.report.remote(self._name, *self._outcome(failed))
-            done.append((plan.poison, failed))
+            done.append((plan.poison, await self._scorer.score(as_failed(rows.take(plan.poison), _POISON))))
         for group in plan.alone:
             async with self._whole_engine():
                 if not await self._board.enter.remote(self._name, rows["id"].take(group).to_pylist(), True):
                     break
-                done.append(await self._score(rows, group, alone=True))
+                done.append(await self._score(rows, group, alone=True, report=False))
         if done:
-            yield _in_order(done)
+            scored = _in_order(done)
+            if not whole:
+                self._board.report.remote(self._name, *self._outcome(scored))
+            yield scored
 
-    async def _score(self, batch: pa.Table, places: list[int], *, alone: bool) -> tuple[list[int], pa.Table]:
+    async def _score(
+        self, batch: pa.Table, places: list[int], *, alone: bool, report: bool
+    ) -> tuple[list[int], pa.Table]:
         """The places and their rows, which the board has let in, scored. Never returns where the engine dies."""
         rows = batch if len(places) == batch.num_rows else batch.take(places)
         try:
@@ -86,7 +90,8 @@ class ScorerActor:
             # An exception would end the run, or count good rows as errors.
             logging.getLogger(__name__).exception("the engine is lost; this actor ends and is started anew")
             os._exit(1)
-        await self._board.leave.remote(self._name, rows["id"].to_pylist(), alone, *self._outcome(scored))
+        outcome = self._outcome(scored) if report else ()
+        await self._board.leave.remote(self._name, rows["id"].to_pylist(), alone, *outcome)
         return places, scored
 
     def _outcome(self, scored: pa.Table) -> tuple[Counter[str], dict[str, float]]:
@@ -111,8 +116,9 @@ def end_with_node() -> None:
 
     Ray's own way out can wait for ever by then (a lock, taken in a destructor), and the engine's memory with it.
     """
-    if sys.platform == "linux" and Path(f"/proc/{os.getppid()}/comm").read_text().strip() == "raylet":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):  # not on Linux, or the parent is in another namespace
+        if Path(f"/proc/{os.getppid()}/comm").read_text().strip() == "raylet":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _broken(losses: Losses) -> RunBroken:

@@ -51,7 +51,12 @@ class EngineConfig(Section):
         None, gt=0, description="Tokens per vLLM step; smaller forces chunked prefill; null: vLLM's default"
     )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory for vLLM")
-    cpu_kv_cache_gib: float = Field(1, gt=0, description="KV cache of vLLM on a CPU, in GiB, taken at the start")
+    cpu_kv_cache_gib: float = Field(
+        1,
+        gt=0,
+        allow_inf_nan=False,
+        description="KV cache of vLLM on a CPU, in GiB; taken at the start with a predictor",
+    )
     tensor_parallel_size: int = Field(1, gt=0, description="GPUs that share one engine")
     enforce_eager: bool | None = Field(
         None, description="No CUDA graphs or compilation; null: eager on a CPU, graphs on a GPU"

@@ -6,7 +6,7 @@ Apart from `scoring.py`, which needs torch: tasks that decode run by the dozen, 
 import functools
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,6 +30,7 @@ DECODED = {
     "_status": pa.string(),
     "_error": pa.string(),
 }
+_Source = tuple[str | None, bytes | None]
 # Files are read this many at a time: object stores answer slowly, but many at once.
 _FETCH_THREADS = 16
 # Local files that take no longer than this are read one by one: changing threads would take longer than reading.
@@ -46,24 +47,36 @@ def decode_rows(
     Yields tables of at most `slice_rows` rows, in order: the columns of the corpus that are not internal,
     and the pixels as internal ones. A row whose image cannot be read keeps its place, with the reason.
     """
-    read = functools.partial(_read, access)
     public = rows.select([name for name in rows.column_names if not name.startswith("_")])
     sources = list(zip(rows["_uri"].to_pylist(), rows["_bytes"].to_pylist(), strict=True))
-    at_once = any(uri is not None and not is_local(uri) for uri, _ in sources)
     with ThreadPoolExecutor(_FETCH_THREADS) as pool:
+        files = _read_all(pool, access, sources, slice_rows)
         for start in range(0, rows.num_rows, slice_rows):
-            part = sources[start : start + slice_rows]
-            began = time.monotonic()
-            files = [] if text_only else list((pool.map if at_once else map)(read, part))
-            at_once = at_once or time.monotonic() - began > _FAST_READ_S * len(part)
-            decoded = [{} for _ in part] if text_only else [_decode_one(data, limits) for data in files]
+            count = min(slice_rows, rows.num_rows - start)
+            decoded = [{} if text_only else _decode_one(next(files), limits) for _ in range(count)]
             table = public.slice(start, slice_rows)
             for name, kind in DECODED.items():
                 table = table.append_column(name, pa.array([row.get(name) for row in decoded], kind))
             yield table
 
 
-def _read(access: Access, source: tuple[str | None, bytes | None]) -> bytes | tuple[Status, str]:
+def _read_all(
+    pool: ThreadPoolExecutor, access: Access, sources: Sequence[_Source], slice_rows: int
+) -> Iterator[bytes | tuple[Status, str]]:
+    """What is read of each source, in order; of those that are read at once, no more than a slice is ahead."""
+    read = functools.partial(_read, access)
+    fast = all(uri is None or is_local(uri) for uri, _ in sources)
+    for start in range(0, len(sources), slice_rows):
+        part = iter(sources[start : start + slice_rows])
+        while fast and (source := next(part, None)) is not None:
+            began = time.monotonic()
+            data = read(source)
+            fast = time.monotonic() - began < _FAST_READ_S
+            yield data
+        yield from pool.map(read, part)
+
+
+def _read(access: Access, source: _Source) -> bytes | tuple[Status, str]:
     uri, data = source
     if data is not None:
         return data

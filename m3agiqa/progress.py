@@ -89,11 +89,17 @@ class Board:
         return True
 
     def leave(
-        self, actor: str, ids: Sequence[str], alone: bool, statuses: Mapping[str, int], engine: Mapping[str, float]
+        self,
+        actor: str,
+        ids: Sequence[str],
+        alone: bool,
+        statuses: Mapping[str, int] | None = None,
+        engine: Mapping[str, float] | None = None,
     ) -> None:
-        """Notes that they came out of it, and reports them."""
+        """Notes that they came out of it, and reports them where it is given what `report` takes."""
         self._suspects.leave(actor, ids, alone)
-        self.report(actor, statuses, engine)
+        if statuses is not None and engine is not None:
+            self.report(actor, statuses, engine)
 
     def snapshot(self) -> dict[str, Any]:
         """Rows by status, engines at work, when the first was up (Unix time), and their counters added up."""

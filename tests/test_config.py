@@ -59,6 +59,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(override, nearest):
         ("images.max_pixels=-1", "max_pixels"),
         ("engine=3", "engine"),
         ("engine.kind.x=3", "kind"),
+        ("engine.cpu_kv_cache_gib=.inf", "cpu_kv_cache_gib"),
         ("nonsense", "key=value"),
         ("model.path=[", "YAML"),
     ],

@@ -114,8 +114,10 @@ async def score(board: Board, settings: RunConfig, rows: list[pa.Table]) -> tupl
 async def test_a_row_that_kills_engines_is_found_and_the_others_are_scored_in_order(tmp_path, without_ray, poison):
     settings = config("ray.batch_size=8", f"engine.simulated_poison=number {poison}.")
     rows = batches(write_corpus(tmp_path / "in", 24), settings)
-    scored, deaths = await score(Board(), settings, rows)
+    board = Board()
+    scored, deaths = await score(board, settings, rows)
     table = pa.concat_tables(scored)
+    assert board.snapshot()["statuses"] == {"ok": 23, "failed": 1}
     assert table["id"].to_pylist() == [f"row {i}" for i in range(24)]
     assert table["status"].to_pylist() == ["failed" if i == poison else "ok" for i in range(24)]
     assert "alone" in table["error"][poison].as_py()

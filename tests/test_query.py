@@ -121,5 +121,25 @@ def test_no_other_file_can_be_read_or_written(capsys, scores, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["secret.csv"]
 
 
+def test_scores_are_not_written_by_a_query(capsys, scores):
+    files = {path: path.read_bytes() for path in (scores / "scores").iterdir()}
+    target = next(iter(files))
+    copy = f"COPY (SELECT 1 AS id) TO '{target}'"
+    for sql in (
+        copy,
+        f"EXPLAIN ANALYZE {copy}",
+        f"explain {copy}",
+        f"/* */ EXPLAIN ANALYZE {copy}",
+        f"EXPLAIN (ANALYZE) {copy}",
+    ):
+        refused(capsys, str(scores), sql)
+    assert {path: path.read_bytes() for path in (scores / "scores").iterdir()} == files
+
+
+@pytest.mark.parametrize("sql", ["EXPLAIN SELECT * FROM scores", "explain analyze SELECT count(*) FROM scores"])
+def test_a_question_can_be_explained(capsys, scores, sql):
+    assert "parquet" in answer(capsys, str(scores), sql).lower()
+
+
 def test_a_folder_without_scores(capsys, tmp_path):
     assert "holds no scores" in refused(capsys, str(tmp_path), "SELECT 1")
