@@ -76,7 +76,7 @@ class Watch:
         seen = 0
         while not self._stop.wait(_EVERY_S):
             lines = self._log.read_text().splitlines() if self._log.exists() else []
-            if seen < len(lines) <= self._last and len(set(lines)) == self._engines:
+            if seen < len(lines) <= self._last and len(set(lines)) >= self._engines:
                 self._steps.append((time.monotonic(), len(lines)))
             seen = len(lines)
 
