@@ -53,7 +53,7 @@ class Flow(ExecutionCallback):
 def forget(steps: Iterable[Any]) -> None:
     """Drops what Ray Data has noted of each block for a summary at the end, which nobody reads here.
 
-    It is 2 kB a block of every step: for a million rows 100 MB of the driver's memory, and all of it in a week's run.
+    By the shape of the notes that is some 2 kB for a block of every step, without end.
     """
     for step in steps:
         notes: list[Any] = getattr(step, "_output_blocks_stats", [])
