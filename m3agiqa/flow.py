@@ -1,4 +1,4 @@
-"""What is done while Ray Data works: a step that has stopped giving anything is named, and the driver kept small."""
+"""Which step of a run has stopped giving anything: Ray Data shows that something stands still, not what."""
 
 import sys
 import time
@@ -11,7 +11,6 @@ from m3agiqa.progress import duration
 
 # Longer than a batch takes in any engine that is still at work, and short beside the hours of a run.
 STALLED_S = 300.0
-_MOST_NOTES = 1000
 
 
 class Stalls:
@@ -37,7 +36,7 @@ class Stalls:
 
 
 class Flow(ExecutionCallback):
-    """Lets `Stalls` look at a running pipeline, and keeps the driver small; Ray Data makes one for each."""
+    """Lets `Stalls` look at a running pipeline; Ray Data makes one for each."""
 
     def __init__(self) -> None:
         self._stalls = Stalls(lambda line: print(f"note: {line}", file=sys.stderr))
@@ -47,15 +46,3 @@ class Flow(ExecutionCallback):
         metrics = ((op.name, op.metrics) for op in executor._topology)
         steps = ((name, one.num_task_outputs_generated, one.num_tasks_running) for name, one in metrics)
         self._stalls.look(time.monotonic(), steps)
-        forget(executor._topology)
-
-
-def forget(steps: Iterable[Any]) -> None:
-    """Drops what Ray Data has noted of each block for a summary at the end, which nobody reads here.
-
-    By the shape of the notes that is some 2 kB for a block of every step, without end.
-    """
-    for step in steps:
-        notes: list[Any] = getattr(step, "_output_blocks_stats", [])
-        if len(notes) > _MOST_NOTES:
-            del notes[:-1]

@@ -1,4 +1,4 @@
-"""A step of a run that stands still is named, and the driver does not grow with every block."""
+"""A step of a run that stands still is named."""
 
 import time
 
@@ -39,28 +39,3 @@ def test_a_running_pipeline_is_looked_at(local_ray, monkeypatch, capsys):
     with DataContext.current(context):
         assert len(ray.data.range(2, override_num_blocks=1).map_batches(sleepy).take_all()) == 2
     assert "MapBatches(sleepy)" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_what_ray_data_notes_of_blocks_does_not_pile_up(local_ray, monkeypatch):
-    import ray
-    from ray.data import DataContext
-
-    monkeypatch.setattr(flow, "_MOST_NOTES", 5)
-    before: list[int] = []
-    after: list[int] = []
-
-    class Watched(Flow):
-        def on_execution_step(self, executor):
-            steps = [step for step in executor._topology if hasattr(step, "get_map_transformer")]
-            before.append(max(len(step._output_blocks_stats) for step in steps))
-            super().on_execution_step(executor)
-            after.append(max(len(step._output_blocks_stats) for step in steps))
-
-    context = DataContext.get_current().copy()
-    context.custom_execution_callback_classes = [Watched]
-    with DataContext.current(context):
-        rows = ray.data.range(60, override_num_blocks=60).map_batches(lambda batch: batch).take_all()
-    assert len(rows) == 60
-    assert max(before) > 0
-    assert max(after) <= 5
