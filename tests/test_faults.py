@@ -1,4 +1,4 @@
-"""What becomes of rows that an engine fails on or that kill it, and of a run whose disk is full; no cluster."""
+"""What becomes of rows that an engine fails on or that kill it, of a run whose disk is full, and of an engine's process."""
 
 import ctypes
 import errno
