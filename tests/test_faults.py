@@ -1,4 +1,4 @@
-"""What becomes of rows that an engine fails on or that kill it, of runs with a full disk, and of an engine's process."""
+"""What becomes of rows that an engine fails on or that kill it, of a run with a full disk, of an engine's process."""
 
 import ctypes
 import errno
