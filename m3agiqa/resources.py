@@ -8,6 +8,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext, ExecutionResources
 
+from m3agiqa.ahead import hold_back
 from m3agiqa.config import RunConfig
 from m3agiqa.errors import UserError
 
@@ -45,8 +46,9 @@ def set_limits(context: DataContext, config: RunConfig) -> None:
     """Tells Ray Data what a run may take of the cluster, and when its pool of engines grows.
 
     Ray Data starts no task whose output has no room in its share of the object store: what is on its way between
-    decoding and a slow engine stays below that, or below `ray.object_store_gib`.
+    decoding and a slow engine stays below that, or below `ray.object_store_gib`; `ahead.py` bounds its blocks.
     """
+    hold_back(context)
     if (most := config.ray.object_store_gib) is not None:
         context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=most * 2**30)
     # Grow once every place of every engine is taken. Ray's own threshold, 1.75 batches for each place, is never

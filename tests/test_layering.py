@@ -39,7 +39,8 @@ LAYERS: list[set[str]] = [
     {"scoring"},
     {"progress", "table", "query"},
     {"report"},
-    {"connection", "flow", "resources", "source"},
+    {"ahead", "connection", "flow", "source"},
+    {"resources"},
     {"actor"},
     {"prometheus"},
     {"pipeline", "plan", "curate"},
@@ -153,6 +154,7 @@ def test_light_modules_do_not_load_heavy_packages():
 def test_only_scoring_and_training_runs_speak_ray():
     speakers = {unit(p) for p in modules() if any(n.split(".")[0] == "ray" for n in imports(p))}
     assert speakers == {
+        "ahead",
         "connection",
         "prometheus",
         "flow",
