@@ -25,6 +25,7 @@ from m3agiqa.connection import connect
 from m3agiqa.corpus import Corpus, open_corpus
 from m3agiqa.corpus.files import absolute
 from m3agiqa.decoding import decode_rows
+from m3agiqa.driver_memory import Forget
 from m3agiqa.errors import RunBroken, UserError
 from m3agiqa.flow import Flow
 from m3agiqa.lease import Lease
@@ -232,7 +233,7 @@ def _execute(run: _Run, run_fingerprint: str, board: Any) -> None:
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S
     set_limits(context, run.config)
-    context.custom_execution_callback_classes = [Flow]
+    context.custom_execution_callback_classes = [Flow, Forget]
     context.checkpoint_config = CheckpointConfig(
         id_column="id",
         checkpoint_path=run.target.checkpoint,

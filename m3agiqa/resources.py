@@ -8,8 +8,8 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.data import DataContext, ExecutionResources
 
-from m3agiqa.ahead import hold_back
 from m3agiqa.config import RunConfig
+from m3agiqa.driver_memory import hold_back
 from m3agiqa.errors import UserError
 
 _POLL_S = 1.0
@@ -46,7 +46,7 @@ def set_limits(context: DataContext, config: RunConfig) -> None:
     """Tells Ray Data what a run may take of the cluster, and when its pool of engines grows.
 
     Ray Data starts no task whose output has no room in its share of the object store: what is on its way between
-    decoding and a slow engine stays below that, or below `ray.object_store_gib`; `ahead.py` bounds its blocks.
+    decoding and a slow engine stays below that, or below `ray.object_store_gib`; `driver_memory.py` bounds its blocks.
     """
     hold_back(context)
     if (most := config.ray.object_store_gib) is not None:

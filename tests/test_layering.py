@@ -39,7 +39,7 @@ LAYERS: list[set[str]] = [
     {"scoring"},
     {"progress", "table", "query"},
     {"report"},
-    {"ahead", "connection", "flow", "source"},
+    {"driver_memory", "connection", "flow", "source"},
     {"resources"},
     {"actor"},
     {"prometheus"},
@@ -154,7 +154,7 @@ def test_light_modules_do_not_load_heavy_packages():
 def test_only_scoring_and_training_runs_speak_ray():
     speakers = {unit(p) for p in modules() if any(n.split(".")[0] == "ray" for n in imports(p))}
     assert speakers == {
-        "ahead",
+        "driver_memory",
         "connection",
         "prometheus",
         "flow",

@@ -1,8 +1,12 @@
-"""How far the steps of a run may be ahead of the next: Ray Data bounds the bytes that wait, not the blocks.
+"""The driver's memory, which a run of any length has to leave as it is.
 
-What is read of a manifest is cut into blocks of a few kB. So small a block is not in the object store but in the
-driver's own memory (Ray's `max_direct_call_object_size`), with two kB that Ray Data notes of it; half a share of a
-cluster's object store, from where on Ray Data holds a step back, would be gigabytes of them.
+Two things grow in Ray Data's driver with the rows of a run.
+
+- Blocks that wait for the next step: it bounds their bytes, not their number. What is read of a manifest is cut into
+  blocks of a few kB. So small a block is not in the object store but in the driver's own memory (Ray's
+  `max_direct_call_object_size`), with two kB that Ray Data notes of it; half a share of a cluster's object store,
+  from where on it holds a step back, would be gigabytes of them. `Ahead` bounds their number.
+- What it notes of every block that has come out, for a summary at the end that is not shown. `Forget` drops it.
 """
 
 from typing import Any
@@ -13,6 +17,7 @@ from ray.data._internal.execution.backpressure_policy import (
     ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
     BackpressurePolicy,
 )
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 # Of each step. Of decoding's input that is 16,000 rows at 16 rows a batch: no engine waits for reading.
 MOST_BLOCKS = 256
@@ -42,6 +47,16 @@ class Ahead(BackpressurePolicy):
         at_work = sum(following.num_active_tasks() for following in op.output_dependencies)
         most = max(MOST_BLOCKS, _BLOCKS_A_TASK * at_work)
         return most - int(self._topology[op].output_queue.num_blocks)
+
+
+class Forget(ExecutionCallback):
+    """Drops what is noted of blocks that have come out; Ray Data makes one for each pipeline."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called by Ray Data several times a second."""
+        for op in executor._topology:
+            notes: list[Any] = getattr(op, "_output_blocks_stats", [])
+            notes.clear()
 
 
 def hold_back(context: DataContext) -> None:
