@@ -138,14 +138,16 @@ def main() -> None:
 
 def published(learnt: Sequence[Conversation], asked: Sequence[Conversation], plan: Plan, seeds: int) -> None:
     """The published split: a line for each seed, and one with their mean and the baseline."""
-    found = []
+    found, both = [], []
     for seed in range(seeds):
         scores, facts = measure(learnt, asked, plan, seed)
         found.append(figures(scores, asked))
+        both.append(facts.get("with_rating_word", {}))
         show(split="published", seed=seed, **found[-1], **facts)
     if asked:
         baseline = figures(tfidf_ridge(learnt, asked), asked)
-        show(split="published", images=len(asked), seeds=seeds, **summary(found), tfidf_ridge=baseline)
+        means = summary(found) | {"with_rating_word": summary(both)}
+        show(split="published", images=len(asked), seeds=seeds, **means, tfidf_ridge=baseline)
 
 
 def disjoint(learnt: Sequence[Conversation], asked: Sequence[Conversation], plan: Plan, seeds: int) -> None:
@@ -216,12 +218,16 @@ def measure(
         "head_seconds": head_seconds,
     }
     if not asked:
-        facts["validation"] = figures(fitted.predictor.predict_all(judged).reshape(-1), validation)
-        facts["validation_rating_word"] = figures(model.rate(model.states(texts(validation))), validation)
+        scores, words = fitted.predictor.predict_all(judged).reshape(-1), model.rate(model.states(texts(validation)))
+        facts["validation"] = figures(scores, validation)
+        facts["validation_rating_word"] = figures(words, validation)
+        facts["validation_with_rating_word"] = figures((scores + words) / 2, validation)
         facts["validation_tfidf_ridge"] = figures(tfidf_ridge(train, validation), validation)
         return torch.zeros(0), facts
-    facts["rating_word"] = figures(model.rate(model.states(texts(asked))), asked)
-    return fitted.predictor.predict_all(capture(asked)).reshape(-1), facts
+    scores, words = fitted.predictor.predict_all(capture(asked)).reshape(-1), model.rate(model.states(texts(asked)))
+    facts["rating_word"] = figures(words, asked)
+    facts["with_rating_word"] = figures((scores + words) / 2, asked)
+    return scores, facts
 
 
 def tfidf_ridge(learnt: Sequence[Conversation], asked: Sequence[Conversation]) -> Tensor:

@@ -21,15 +21,18 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 # Of each step. Of decoding's input that is 16,000 rows at 16 rows a batch: no engine waits for reading.
 MOST_BLOCKS = 256
-# Where the next step cannot begin (an engine that loads), Ray Data lets a block through to a step that is held back,
-# at each of its looks, ten or more a second; from then on it is one in so many seconds.
-_RELEASE_S = 1.0
-# Or so many for each task of the next step, which on a large cluster runs more than this at once.
+# Or so many for each task of the next step, which on a large cluster runs more than `MOST_BLOCKS` at once.
 _BLOCKS_A_TASK = 4
+# Where the next step cannot begin for want of a CPU, Ray Data lets a block through to it at each of its looks, ten or
+# more a second, however many wait; from then on it is one in so many seconds.
+_RELEASE_S = 0.5
 
 
 class Ahead(BackpressurePolicy):
-    """Holds a step back while too many of its blocks wait for the next."""
+    """Holds a step back while too many of its blocks wait for the next.
+
+    A few more can wait: what Ray Data releases so that nothing stands still, and what tasks had ready.
+    """
 
     def can_add_input(self, op: Any) -> bool:
         """Whether the step may begin another task."""
@@ -39,7 +42,8 @@ class Ahead(BackpressurePolicy):
         """How many bytes of what its tasks have made are taken; of a task whose bytes are not, Ray stops the making."""
         if (room := self._room(op)) <= 0:
             return 0
-        # Before the first block its size is not known; Ray Data takes one for any number above 0.
+        # Before the first block its size is not known; Ray Data takes one for any number above 0. It counts a block as
+        # larger than this mean says, so that fewer are taken at a look; the rest comes at the next.
         return max(1, int(room * (op.metrics.average_bytes_per_output or 0)))
 
     def _room(self, op: Any) -> int:

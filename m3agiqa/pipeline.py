@@ -42,7 +42,7 @@ from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts, state
 from m3agiqa.scoring import check_given
 from m3agiqa.seen import FILE as TRAINED_ON
 from m3agiqa.seen import Seen
-from m3agiqa.source import CorpusSource
+from m3agiqa.source import CorpusSource, cut
 
 # Loading a large model, or waiting for a GPU, counts as no progress; Ray's own limit is 30 minutes.
 _NO_PROGRESS_S = 6 * 3600.0
@@ -264,10 +264,9 @@ def _dataset(run: _Run, run_fingerprint: str, board: Any) -> ray.data.Dataset:
     def decode(rows: pa.Table) -> Iterator[pa.Table]:
         return decode_rows(rows, accepted, access, slice_rows, text_only=text_only)
 
+    read = ray.data.read_datasource(CorpusSource(run.corpus, run.todo, board), num_cpus=_IO_CPUS)
     return (
-        ray.data.read_datasource(CorpusSource(run.corpus, run.todo, board), num_cpus=_IO_CPUS)
-        # A manifest of text is read as a block or two: without this one task would decode all of its images.
-        .repartition(target_num_rows_per_block=4 * slice_rows)
+        cut(read, 4 * slice_rows, _IO_CPUS)
         .map_batches(decode, batch_format="pyarrow", batch_size=4 * slice_rows, **decode_args(config))
         .map_batches(
             MeteredActor,

@@ -6,11 +6,16 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Datasource, ReadTask
+from ray.data._internal.logical.interfaces import LogicalPlan
+from ray.data._internal.logical.operators import StreamingRepartition
 from ray.data.block import BlockMetadata
 
 from m3agiqa.corpus import Corpus, Shard
 from m3agiqa.errors import UserError
 from m3agiqa.resume import Todo
+
+# So many tasks cut what is read, each some thousand rows a second.
+_CUTTERS = 4
 
 
 class CorpusSource(Datasource):
@@ -61,3 +66,21 @@ def _reader(shard: Shard, schema: pa.Schema, todo: ray.ObjectRef, board: Any) ->
             raise
 
     return read
+
+
+def cut(read: ray.data.Dataset, rows: int, num_cpus: float) -> ray.data.Dataset:
+    """What is read in blocks of so many rows. Of a manifest of text it is a block or two, for one task to decode.
+
+    It is `read.repartition(target_num_rows_per_block=rows)`, whose tasks would ask for a CPU each. Most of the time
+    they wait for decoding (`driver_memory.Ahead`), and from so many CPUs they would keep it.
+
+    Args:
+        num_cpus: what a task asks for.
+    """
+    cutting = StreamingRepartition(
+        target_num_rows_per_block=rows,
+        input_dependencies=[read._logical_plan.dag],
+        ray_remote_args={"num_cpus": num_cpus},
+        compute=ray.data.TaskPoolStrategy(_CUTTERS),
+    )
+    return ray.data.Dataset._from_parent(read, LogicalPlan(cutting, read.context))
