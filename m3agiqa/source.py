@@ -15,7 +15,7 @@ from m3agiqa.errors import UserError
 from m3agiqa.resume import Todo
 
 # So many tasks cut what is read, each some thousand rows a second.
-_CUTTERS = 4
+_CUTTERS = 2
 
 
 class CorpusSource(Datasource):
