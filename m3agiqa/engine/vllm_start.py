@@ -106,6 +106,11 @@ def _engine_args(config: RunConfig, folder: Path, context: int, *, on_cpu: bool)
     if eager and on_cpu:
         # vLLM compiles parts of its sampler even then: seconds in each new process, and a C++ compiler.
         os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    if on_cpu:
+        # Steps of other numbers of tokens are matrices of other shapes, and oneDNN keeps the code that it made for the
+        # last 1,024 shapes, some 600 kB each: memory that grew over the first thousands of images. A step's layers
+        # have a dozen shapes between them.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     args: dict[str, Any] = {
         "model": str(folder),
         "dtype": config.model.dtype,
