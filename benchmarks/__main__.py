@@ -6,6 +6,7 @@ c  ray-data-llm      two chained processors of ray.data.llm, rating words only
 d  ours              Ray Data into parquet, with the states
 n  ours, no capture  what the capture costs
 p  ours, predictor   with a predictor of the published size beside the engine
+s  ours, small one   with a predictor of the embedded model's size beside it
 e  the limit         the bare vLLM engine, text only, in memory
 
 Each measurement runs in a process of its own. The repetitions are interleaved, each on its own part of
@@ -33,6 +34,7 @@ SYSTEMS: dict[str, Callable[[Job], dict[str, float]]] = {
     "d": ours.measure,
     "n": ours.measure_without_capture,
     "p": ours.measure_with_predictor,
+    "s": ours.measure_with_small_predictor,
     "e": bare_engine.measure,
 }
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import Job
 from benchmarks.inputs import write_predictor
@@ -24,8 +25,13 @@ def measure_without_capture(job: Job) -> dict[str, float]:
     return measure(job, "capture.kind=none", "predictor.path=null")
 
 
-def measure_with_predictor(job: Job) -> dict[str, float]:
-    """The same with a predictor of the published size for all aspects, its first layer folded; random weights."""
+def measure_with_predictor(job: Job, **size: Any) -> dict[str, float]:
+    """The same with a predictor for all aspects, its first layer folded; random weights, the published size."""
     with tempfile.TemporaryDirectory() as folder:
-        path = write_predictor(Path(folder) / "predictor", hidden_width(job.folder()))
+        path = write_predictor(Path(folder) / "predictor", hidden_width(job.folder()), **size)
         return measure(job, f"predictor.path={path}")
+
+
+def measure_with_small_predictor(job: Job) -> dict[str, float]:
+    """The same with one of the size that the embedded model's has."""
+    return measure_with_predictor(job, width=64, blocks=2, slstm_at=(1,), hidden=32)
