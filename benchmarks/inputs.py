@@ -36,8 +36,8 @@ def write_wide_model(folder: Path) -> Path:
     return write_random_model(folder, size)
 
 
-def write_predictor(folder: Path, hidden: int, **size: Any) -> Path:
-    """A predictor with random weights for all aspects and states of that width; the published size, or `size`."""
+def write_predictor(folder: Path, states: int, **size: Any) -> Path:
+    """A predictor with random weights, all aspects, for `states` numbers a token; the published size, or `size`."""
     import torch
 
     from m3agiqa.aspects import Aspect
@@ -45,7 +45,7 @@ def write_predictor(folder: Path, hidden: int, **size: Any) -> Path:
     from m3agiqa.predictor.head import Head, HeadConfig
 
     torch.manual_seed(0)
-    Predictor(Head(HeadConfig(input_width=hidden, outputs=tuple(map(str, Aspect)), **size))).save(folder)
+    Predictor(Head(HeadConfig(input_width=states, outputs=tuple(map(str, Aspect)), **size))).save(folder)
     return folder
 
 
