@@ -4,7 +4,7 @@ Two things grow in Ray Data's driver with the rows of a run.
 
 - Blocks that wait for the next step: it bounds their bytes, not their number. What is read of a manifest is cut into
   blocks of a few kB. So small a block is not in the object store but in the driver's own memory (Ray's
-  `max_direct_call_object_size`), with two kB that Ray Data notes of it; half a share of a cluster's object store,
+  `max_direct_call_object_size`), with what Ray Data notes of it; half a share of a cluster's object store,
   from where on it holds a step back, would be gigabytes of them. `Ahead` bounds their number.
 - What it notes of every block that has come out, for a summary at the end that is not shown. `Forget` drops it.
 """
