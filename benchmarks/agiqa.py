@@ -119,7 +119,7 @@ def main() -> None:
         prog="python -m benchmarks.agiqa", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=5, help="seeds of the published split")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of the published split; 0: folds only")
     parser.add_argument("--disjoint-seeds", type=int, default=1, help="seeds of the prompt-disjoint folds")
     parser.add_argument("--validation-only", action="store_true", help="leave the test part alone: to choose settings")
     parser.add_argument("--members", type=int, default=PLAN.lm.members, help="networks of the language model")
@@ -131,7 +131,8 @@ def main() -> None:
     learnt, asked = read(args.folder)
     if args.validation_only:
         asked, rounds = [], 0
-    published(learnt, asked, plan, seeds)
+    if seeds:
+        published(learnt, asked, plan, seeds)
     if rounds:
         disjoint(learnt, asked, plan, rounds)
 
@@ -153,7 +154,7 @@ def published(learnt: Sequence[Conversation], asked: Sequence[Conversation], pla
 def disjoint(learnt: Sequence[Conversation], asked: Sequence[Conversation], plan: Plan, seeds: int) -> None:
     """Folds over the prompts: a line for each, then all images together, against the baseline."""
     folds = deal(sorted({one.prompt for one in asked}), FOLDS, 0)
-    pooled, by_fold, base_by_fold = [], [], []
+    pooled, by_fold, both_by_fold, base_by_fold = [], [], [], []
     base = torch.zeros(len(asked))
     for seed in range(seeds):
         scores = torch.zeros(len(asked))
@@ -163,6 +164,7 @@ def disjoint(learnt: Sequence[Conversation], asked: Sequence[Conversation], plan
             part = [asked[i] for i in rows]
             scores[rows], facts = measure(rest, part, plan, FOLDS * seed + number)
             by_fold.append(figures(scores[rows], part))
+            both_by_fold.append(facts["with_rating_word"])
             if not seed:
                 base[rows] = tfidf_ridge(rest, part)
                 base_by_fold.append(figures(base[rows], part))
@@ -173,7 +175,7 @@ def disjoint(learnt: Sequence[Conversation], asked: Sequence[Conversation], plan
         images=len(asked),
         seeds=seeds,
         **summary(pooled),
-        by_fold=summary(by_fold),
+        by_fold=summary(by_fold) | {"with_rating_word": summary(both_by_fold)},
         tfidf_ridge=figures(base, asked),
         tfidf_ridge_by_fold=summary(base_by_fold),
     )
