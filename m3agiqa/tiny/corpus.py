@@ -1,6 +1,6 @@
 """The corpus that the tiny model is trained and measured on: pictures of which everything is known.
 
-A picture is a rendered scene (four in five) or a square cut from a photograph, with artefacts and
+A picture is a rendered scene (two in three), a collage or a square cut from a photograph, with artefacts and
 degradations of known severity. What it is measured on is never trained on:
 
 - *Scenes*: the combinations of colour, shape and place for which `is_held_out` holds, one in seven.
@@ -13,31 +13,39 @@ Everything follows from a seed.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from m3agiqa.tiny.collages import collage, cutting
 from m3agiqa.tiny.degrade import ARTEFACTS, degrade, falsify
 from m3agiqa.tiny.facts import ITEMS, Facts, draw_damage
 from m3agiqa.tiny.pictures import EYE, Picture, Scene, random_scene, render, to_bytes
 
-TRAINING_PHOTOGRAPHS = (
-    "brick.png",
-    "camera.png",
-    "coins.png",
-    "grass.png",
-    "gravel.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "moon.png",
-    "motorcycle_left.png",
-    "retina.jpg",
-)
-"""Of scikit-image's package."""
+TRAINING_PHOTOGRAPHS = {
+    "skimage": (
+        "data/brick.png",
+        "data/camera.png",
+        "data/coins.png",
+        "data/grass.png",
+        "data/gravel.png",
+        "data/hubble_deep_field.jpg",
+        "data/ihc.png",
+        "data/moon.png",
+        "data/motorcycle_left.png",
+        "data/retina.jpg",
+    ),
+    "matplotlib": ("mpl-data/sample_data/grace_hopper.jpg",),
+}
+"""By the package that they come with."""
 
-PHOTOGRAPH_SHARE = 0.2
+PHOTOGRAPH_SHARE = 0.35
+"""How many of the pictures are no scenes."""
+
+COLLAGE_SHARE = 0.2
+"""How many are collages: of these the greater part."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +110,8 @@ def draw_scene(rng: np.random.Generator, held_out: bool) -> Scene:
 @cache
 def load_photographs() -> tuple[Image.Image, ...]:
     """The photographs of the training."""
-    import skimage
-
-    folder = Path(skimage.__file__).parent / "data"
-    return tuple(Image.open(folder / name).convert("RGB") for name in TRAINING_PHOTOGRAPHS)
+    paths = [files(package) / name for package, names in TRAINING_PHOTOGRAPHS.items() for name in names]
+    return tuple(Image.open(str(path)).convert("RGB") for path in paths)
 
 
 def scene_base(scene: Scene, seed: int, rng: np.random.Generator) -> Base:
@@ -115,18 +121,19 @@ def scene_base(scene: Scene, seed: int, rng: np.random.Generator) -> Base:
 
 
 def photograph_base(photographs: Sequence[Image.Image], rng: np.random.Generator) -> Base:
-    """A random square of a photograph, mirrored, tinted or turned by chance: there are few of them."""
-    photograph, side = photographs[int(rng.integers(len(photographs)))], _side(rng)
-    edge = int(min(photograph.size) * rng.uniform(0.35, 1.0))
-    left = int(rng.integers(photograph.width - edge + 1))
-    top = int(rng.integers(photograph.height - edge + 1))
-    piece = photograph.crop((left, top, left + edge, top + edge)).resize((side, side), Image.Resampling.LANCZOS)
-    pixels = np.rot90(np.asarray(piece, np.float32) / 255.0, int(rng.integers(4)))
-    if rng.random() < 0.5:
-        pixels = pixels[..., rng.permutation(3)]
-    tint = rng.uniform(0.75, 1.0, 3).astype(np.float32) if rng.random() < 0.5 else np.ones(3, np.float32)
-    nothing = np.zeros((side, side), np.uint8)
-    return Base(to_bytes(np.ascontiguousarray(pixels * tint)), None, nothing, nothing)
+    """A random square of a photograph."""
+    return _unknown(cutting(photographs, rng, _side(rng)))
+
+
+def collage_base(photographs: Sequence[Image.Image], rng: np.random.Generator) -> Base:
+    """A collage, which counts as a photograph."""
+    return _unknown(collage(photographs, rng, _side(rng)))
+
+
+def _unknown(pixels: Picture) -> Base:
+    """A base of which nothing is known."""
+    nothing = np.zeros(pixels.shape[:2], np.uint8)
+    return Base(to_bytes(pixels), None, nothing, nothing)
 
 
 def _side(rng: np.random.Generator) -> int:
@@ -136,8 +143,10 @@ def _side(rng: np.random.Generator) -> int:
 def make_base(seed: int) -> Base:
     """The undamaged picture `seed` of the training."""
     rng = np.random.default_rng([seed, 13])
-    if rng.random() < PHOTOGRAPH_SHARE:
-        return photograph_base(load_photographs(), rng)
+    chance = rng.random()
+    if chance < PHOTOGRAPH_SHARE:
+        kind = collage_base if chance < COLLAGE_SHARE else photograph_base
+        return kind(load_photographs(), rng)
     return scene_base(draw_scene(rng, held_out=False), seed, rng)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m3agiqa.aspects import SCALE_MAX
+from m3agiqa.aspects import RATING_WORDS, SCALE_MAX, word_of_score
 from m3agiqa.tiny.corpus import Sample
 from m3agiqa.tiny.degrade import ARTEFACTS, DEGRADATIONS
 from m3agiqa.tiny.facts import ITEMS, Facts
@@ -21,8 +21,16 @@ from m3agiqa.tiny.pictures import COLOURS, EYE, SHAPES
 
 _AMOUNTS = len(DEGRADATIONS) + 1 + len(ARTEFACTS) + 1
 """Severities, extents and what each aspect lost in all, 0 to 1; a photograph's flag and the items follow."""
-_ITEMS = [len(values) for values in ITEMS.values()]
-WHOLE = _AMOUNTS + 1 + sum(_ITEMS)
+_VERDICTS: dict[str, tuple[str | None, ...]] = {
+    "fault": (None, *DEGRADATIONS),
+    "sign": (None, *ARTEFACTS),
+    "quality": RATING_WORDS,
+    "authenticity": RATING_WORDS,
+}
+"""The severest degradation and artefact, and the words of both scores: what the answers name, in plain terms."""
+_CHOICES = [len(values) for values in (_VERDICTS | ITEMS).values()]
+_ITEMS_AT = _AMOUNTS + 1 + sum(map(len, _VERDICTS.values()))
+WHOLE = _AMOUNTS + 1 + sum(_CHOICES)
 _OF_A_PATCH = [1 + len(SHAPES), 1 + len(COLOURS), 1 + len(ARTEFACTS)]
 PART = 1 + sum(_OF_A_PATCH)
 _SHARPNESS = 6.0
@@ -42,11 +50,15 @@ def _whole(facts: Facts) -> list[float]:
     ):
         by_kind = {d.kind: d.severity for d in damages}
         amounts += [*(by_kind.get(kind, 0.0) for kind in kinds), 1 - score / SCALE_MAX]
-    items: list[float] = []
-    for name, values in ITEMS.items():
-        shown = facts.scene and getattr(facts.scene, name)
-        items += [float(value == shown) for value in values]
-    return [*amounts, float(facts.scene is None), *items]
+    told: dict[str, object] = {
+        "fault": facts.degradations[0].kind if facts.degradations else None,
+        "sign": facts.artefacts[0].kind if facts.artefacts else None,
+        "quality": word_of_score(facts.quality),
+        "authenticity": word_of_score(facts.authenticity),
+    }
+    told |= {name: facts.scene and getattr(facts.scene, name) for name in ITEMS}
+    chosen = [float(value == told[name]) for name, values in (_VERDICTS | ITEMS).items() for value in values]
+    return [*amounts, float(facts.scene is None), *chosen]
 
 
 def maps_of(samples: Sequence[Sample], patch: int) -> list[Tensor]:
@@ -81,11 +93,12 @@ def written(facts: Sequence[Facts], width: int, tokens: int, rng: np.random.Gene
     """What a middling eye would tell of pictures with these facts: [n, tokens, width].
 
     Nothing is said of the parts. The noise is that of the picture as a whole (what an eye gets wrong, it
-    gets wrong everywhere) and that of each token.
+    gets wrong everywhere; of some pictures much, of some little) and that of each token.
     """
     code = directions(width)
     whole = whole_of(facts)
-    whole = whole + 0.06 * torch.from_numpy(rng.standard_normal(whole.shape).astype(np.float32))
+    unsure = rng.uniform(0.03, 0.2, (len(facts), 1))
+    whole = whole + torch.from_numpy((unsure * rng.standard_normal(whole.shape)).astype(np.float32))
     noise = torch.from_numpy(rng.standard_normal((len(facts), tokens, width)).astype(np.float32))
     return (whole @ code[:WHOLE])[:, None] + 0.05 * noise
 
@@ -122,7 +135,7 @@ class EyeLoss(nn.Module):
         mean = told[..., :WHOLE].mean(1)
         readable = torch.tensor([s.facts.readable for s in samples])
         known = torch.ones_like(whole)
-        known[~readable, _AMOUNTS + 1 :] = 0
+        known[~readable, _ITEMS_AT:] = 0
         losses = {
             "amounts": 20 * F.mse_loss(mean[:, :_AMOUNTS], whole[:, :_AMOUNTS]),
             "each": 4 * ((told[..., :WHOLE] - whole[:, None]) ** 2 * known[:, None]).mean(),
@@ -133,15 +146,17 @@ class EyeLoss(nn.Module):
             ("shapes", "colours", "artefacts"), self.patch(patches).float().split(_OF_A_PATCH, -1), maps, strict=True
         ):
             losses[name] = 0.5 * F.cross_entropy(logits.flatten(0, 1), truth.flatten())
-        return losses | self._items(mean, whole, readable)
+        return losses | self._choices(mean, whole, readable)
 
-    def _items(self, mean: Tensor, whole: Tensor, readable: Tensor) -> dict[str, Tensor]:
-        shown = readable & (whole[:, _AMOUNTS] == 0)
-        share = 1 / max(int(shown.sum()), 1)
+    def _choices(self, mean: Tensor, whole: Tensor, readable: Tensor) -> dict[str, Tensor]:
+        """How well the numbers of each group tell which of its values it is; contents only where they can be told."""
+        everywhere, shown = torch.ones_like(readable), readable & (whole[:, _AMOUNTS] == 0)
         pairs = zip(
-            mean[shown, _AMOUNTS + 1 :].split(_ITEMS, 1), whole[shown, _AMOUNTS + 1 :].split(_ITEMS, 1), strict=True
+            mean[:, _AMOUNTS + 1 :].split(_CHOICES, 1), whole[:, _AMOUNTS + 1 :].split(_CHOICES, 1), strict=True
         )
-        return {
-            name: 0.8 * share * F.cross_entropy(_SHARPNESS * logits, truth.argmax(1), reduction="sum")
-            for name, (logits, truth) in zip(ITEMS, pairs, strict=True)
-        }
+        losses = {}
+        for name, (logits, truth) in zip(_VERDICTS | ITEMS, pairs, strict=True):
+            rows = everywhere if name in _VERDICTS else shown
+            wrong = F.cross_entropy(_SHARPNESS * logits[rows], truth[rows].argmax(1), reduction="sum")
+            losses[name] = 0.8 / max(int(rows.sum()), 1) * wrong
+        return losses

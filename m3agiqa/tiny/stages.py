@@ -20,7 +20,7 @@ from m3agiqa.tiny.eyecode import WHOLE, EyeLoss, written
 from m3agiqa.tiny.facts import ITEMS, Facts, draw_damage
 from m3agiqa.tiny.runner import Log, Losses, run_stage
 from m3agiqa.tiny.talks import Batch, choose, collate, padded, rating_losses, states_of, word_loss
-from m3agiqa.tiny.vision import BEGUN_LAYERS, initialise, join, pixel_values
+from m3agiqa.tiny.vision import BEGUN_LAYERS, initialise, join, look, pixel_values
 
 _SEE_BATCH, _DRILL_BATCH, _READ_BATCH, _SAY_BATCH = 12, 96, 20, 16
 
@@ -34,11 +34,11 @@ class Plan:
         begin_on: pictures that the eye's beginning is fitted to.
     """
 
-    bases: int = 3000
+    bases: int = 6000
     begin_on: int = 400
     drill_steps: int = 400
     read_steps: int = 1000
-    see_steps: int = 3600
+    see_steps: int = 12000
     say_steps: int = 300
 
 
@@ -77,8 +77,7 @@ def see(at: Training) -> None:
 
     def losses(rng: np.random.Generator) -> dict[str, Tensor]:
         samples = at.pool.draw(_SEE_BATCH, rng)
-        seen = at.model.model.get_image_features(pixel_values([s.pixels for s in samples])[:, None])
-        found: dict[str, Tensor] = at.eye_loss(seen.last_hidden_state, seen.pooler_output, samples)
+        found: dict[str, Tensor] = at.eye_loss(*look(at.model, samples), samples)
         return found
 
     groups = [*eye_groups(at.model), {"params": list(at.eye_loss.parameters()), "lr": 1e-3}]
@@ -169,9 +168,9 @@ def say(at: Training) -> None:
         samples = at.pool.draw(_SAY_BATCH, rng)
         talks = choose([s.facts for s in samples], rng)
         batch = collate(talks, [at.encoder.encode(c) for _, c in talks], at.encoder.pad_id)
-        seen = at.model.model.get_image_features(pixel_values([s.pixels for s in samples])[:, None])
-        last = states_of(at.model, batch.ids, seen.pooler_output[batch.image_of])
-        return _of_words(at, batch, last) | at.eye_loss(seen.last_hidden_state, seen.pooler_output, samples)
+        patches, tokens = look(at.model, samples)
+        last = states_of(at.model, batch.ids, tokens[batch.image_of])
+        return _of_words(at, batch, last) | at.eye_loss(patches, tokens, samples)
 
     rest = [p for part in (at.eye_loss, *at.language.values()) for p in part.parameters()]
     groups = [*eye_groups(at.model, 0.3), {"params": rest, "lr": 5e-4}]

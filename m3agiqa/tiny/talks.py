@@ -77,8 +77,9 @@ def states_of(model: Any, ids: Tensor, tokens: Tensor | None = None) -> Tensor:
     if tokens is not None:
         places = (ids == model.config.image_token_id)[..., None]
         embedded = embedded.masked_scatter(places, tokens.to(embedded.dtype))
-    last: Tensor = model.model.text_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-    return last
+    with torch.autocast("cpu", torch.bfloat16):
+        last: Tensor = model.model.text_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    return last.float()
 
 
 def word_loss(model: Any, ids: Tensor, learn: Tensor, last: Tensor) -> Tensor:

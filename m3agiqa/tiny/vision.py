@@ -31,6 +31,16 @@ def pixel_values(pixels: Sequence[Any]) -> Tensor:
     return stack / 127.5 - 1.0
 
 
+def look(model: Any, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """What the eye sees: its last states, [n, patches, vision width], and the connector's tokens, [n, tokens, width].
+
+    The products are of bfloat16 numbers, which costs two thirds of the time where a CPU has instructions for them.
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = model.model.get_image_features(pixel_values([s.pixels for s in samples])[:, None])
+    return seen.last_hidden_state.float(), seen.pooler_output.float()
+
+
 @torch.no_grad()
 def initialise(model: Idefics3ForConditionalGeneration, samples: Sequence[Sample]) -> None:
     """Sets what the module's text says, whitened on `samples`.

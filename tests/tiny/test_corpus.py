@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from m3agiqa.aspects import Aspect
-from m3agiqa.tiny.corpus import Pool, draw_scene, is_held_out, make_base
+from m3agiqa.tiny import corpus
+from m3agiqa.tiny.corpus import Pool, collage_base, draw_scene, is_held_out, load_photographs, make_base
 from m3agiqa.tiny.degrade import DEGRADATIONS, UNSEEN_DEGRADATIONS
 from m3agiqa.tiny.facts import ITEMS, Facts, draw_damage
 from m3agiqa.tiny.opinions import (
@@ -90,3 +91,26 @@ def test_training_pictures_are_other_ones_than_the_model_was_trained_on():
     (first, second), (later,) = training_pictures(2), training_pictures(1, start=1)
     assert (later.sample.pixels == second.sample.pixels).all()
     assert (later.sample.pixels != first.sample.pixels).any()
+
+
+def test_collages_differ_and_are_whole_pictures():
+    photographs = load_photographs()
+    first, second = (collage_base(photographs, np.random.default_rng(seed)) for seed in (1, 2))
+    again = collage_base(photographs, np.random.default_rng(1))
+    assert np.array_equal(first.pixels, again.pixels)
+    for base in (first, second):
+        assert base.scene is None
+        assert not base.shape_map.any()
+        assert base.pixels.shape[0] == base.pixels.shape[1] >= 128
+        assert 10 < base.pixels.std() < 120
+    assert first.pixels.mean() != second.pixels.mean()
+
+
+def test_two_in_three_pictures_are_scenes_and_most_others_are_collages(monkeypatch):
+    calls: Counter[str] = Counter()
+    for name in ("scene_base", "collage_base", "photograph_base"):
+        monkeypatch.setattr(corpus, name, lambda *_, name=name: calls.update([name]))
+    for seed in range(600):
+        corpus.make_base(seed)
+    assert 0.6 < calls["scene_base"] / 600 < 0.7
+    assert calls["collage_base"] > calls["photograph_base"] > 60

