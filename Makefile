@@ -63,11 +63,9 @@ check: $(VENV)/.vllm
 docs: $(VENV)/.vllm
 	$(BIN)/python -m m3agiqa.reference
 
-# Two processes, for the eye needs no language; a broken run is gone on with from build/tiny.
-TINY := OMP_NUM_THREADS=1 $(BIN)/python -m m3agiqa.tiny --out m3agiqa/tiny/model --work build/tiny
+# A broken run is gone on with from build/tiny.
 tiny-model: $(VENV)/.vllm
-	$(TINY) --stages see & eye=$$!; $(TINY) --stages drill,read && wait $$eye
-	$(TINY)
+	$(BIN)/python -m m3agiqa.tiny --out m3agiqa/tiny/model --work build/tiny
 	$(MAKE) tiny-adapter
 	$(MAKE) tiny-predictor
 	$(MAKE) tiny-figures

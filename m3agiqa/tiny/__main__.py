@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from m3agiqa.tiny.train import STAGES, train
+from m3agiqa.tiny.train import train
 
 
 def main() -> None:
@@ -16,18 +16,9 @@ def main() -> None:
     parser.add_argument(
         "--work", required=True, type=Path, help="folder for the states of the stages: a broken run goes on from there"
     )
-    parser.add_argument(
-        "--stages",
-        type=lambda names: names.split(","),
-        default=list(STAGES),
-        help="some of them only, parted by commas; `see` can run beside `drill,read` (default: all)",
-    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    unknown = [name for name in given.stages if name not in STAGES]
-    if unknown:
-        parser.error(f"--stages {unknown[0]}: must be one of {', '.join(STAGES)}")
-    train(given.out, given.work, stages=given.stages, seed=given.seed, log=lambda line: print(line, flush=True))
+    train(given.out, given.work, seed=given.seed, log=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

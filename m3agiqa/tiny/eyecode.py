@@ -1,8 +1,8 @@
 """The language in which the eye tells the language side what it sees.
 
 Every image token is to hold, in directions fixed beforehand, what is known of the whole picture and of
-the token's own part of it. So the two sides can be trained apart, the eye to write this and the language
-side to read it, and understand each other when they meet.
+the token's own part of it. So the eye can be trained apart, which takes a fraction of the time of learning
+from words, and the language side has to learn no more than to read.
 """
 
 from collections.abc import Sequence
@@ -87,20 +87,6 @@ def directions(width: int) -> Tensor:
     """The directions of the code, orthonormal and always the same: [WHOLE + PART, width]."""
     noise = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
     return torch.linalg.qr(noise)[0][: WHOLE + PART]
-
-
-def written(facts: Sequence[Facts], width: int, tokens: int, rng: np.random.Generator) -> Tensor:
-    """What a middling eye would tell of pictures with these facts: [n, tokens, width].
-
-    Nothing is said of the parts. The noise is that of the picture as a whole (what an eye gets wrong, it
-    gets wrong everywhere; of some pictures much, of some little) and that of each token.
-    """
-    code = directions(width)
-    whole = whole_of(facts)
-    unsure = rng.uniform(0.03, 0.2, (len(facts), 1))
-    whole = whole + torch.from_numpy((unsure * rng.standard_normal(whole.shape)).astype(np.float32))
-    noise = torch.from_numpy(rng.standard_normal((len(facts), tokens, width)).astype(np.float32))
-    return (whole @ code[:WHOLE])[:, None] + 0.05 * noise
 
 
 class EyeLoss(nn.Module):

@@ -1,9 +1,9 @@
-"""The stages of the training: drill, read, see and say; each can be taken up where it stopped.
+"""The stages of the training: see, drill, read and say; each can be taken up where it stopped.
 
+- `see`: the facts from pictures; the eye and the connector only. It is most of the work.
 - `drill`: text alone, whether two words are the same. Inside long conversations this is hardly ever learnt.
-- `read`: conversations in which the image's tokens are written from the facts; the language side only.
-- `see`: the same tokens from pictures; the eye and the connector only, so it can run beside the others.
-- `say`: conversations about pictures, with everything.
+- `read`: conversations about pictures; the language side only, which learns what this eye's tokens tell.
+- `say`: the same with everything.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m3agiqa.tiny.corpus import PHOTOGRAPH_SHARE, Pool, draw_scene
+from m3agiqa.tiny.corpus import Pool, Sample
 from m3agiqa.tiny.examples import Encoder, item_word, verdict
-from m3agiqa.tiny.eyecode import WHOLE, EyeLoss, written
-from m3agiqa.tiny.facts import ITEMS, Facts, draw_damage
+from m3agiqa.tiny.eyecode import WHOLE, EyeLoss
+from m3agiqa.tiny.facts import ITEMS
 from m3agiqa.tiny.runner import Log, Losses, run_stage
 from m3agiqa.tiny.talks import Batch, choose, collate, padded, rating_losses, states_of, word_loss
 from m3agiqa.tiny.vision import BEGUN_LAYERS, initialise, join, look, pixel_values
@@ -36,9 +36,9 @@ class Plan:
 
     bases: int = 6000
     begin_on: int = 400
+    see_steps: int = 12000
     drill_steps: int = 400
     read_steps: int = 1000
-    see_steps: int = 12000
     say_steps: int = 300
 
 
@@ -132,22 +132,22 @@ def drill_lines(count: int, rng: np.random.Generator) -> list[str]:
 
 
 def read(at: Training) -> None:
-    """The language side learns to describe and rate from facts that are written into the image's tokens."""
-    width, tokens = at.model.config.text_config.hidden_size, at.eye_loss.side**2
+    """The language side learns to describe and rate from what the eye tells."""
 
     def losses(rng: np.random.Generator) -> dict[str, Tensor]:
-        facts = [_imagined(rng) for _ in range(_READ_BATCH)]
-        talks = choose(facts, rng)
-        batch = collate(talks, [at.encoder.encode(c) for _, c in talks], at.encoder.pad_id)
-        told = written(facts, width, tokens, rng)[batch.image_of]
-        return _of_words(at, batch, states_of(at.model, batch.ids, told))
+        samples, batch = _talks(at, _READ_BATCH, rng)
+        with torch.no_grad():
+            _, tokens = look(at.model, samples)
+        return _of_words(at, batch, states_of(at.model, batch.ids, tokens[batch.image_of]))
 
     _language_stage(at, "read", losses, at.plan.read_steps, 1e-3)
 
 
-def _imagined(rng: np.random.Generator) -> Facts:
-    scene = None if rng.random() < PHOTOGRAPH_SHARE else draw_scene(rng, held_out=False)
-    return draw_damage(scene, rng)
+def _talks(at: Training, count: int, rng: np.random.Generator) -> tuple[list[Sample], Batch]:
+    """Pictures, and a conversation about each."""
+    samples = at.pool.draw(count, rng)
+    talks = choose([s.facts for s in samples], rng)
+    return samples, collate(talks, [at.encoder.encode(c) for _, c in talks], at.encoder.pad_id)
 
 
 def _of_words(at: Training, batch: Batch, last: Tensor) -> dict[str, Tensor]:
@@ -165,9 +165,7 @@ def say(at: Training) -> None:
     """Everything learns from conversations about pictures, the eye slowly, for it has learnt most of what it will."""
 
     def losses(rng: np.random.Generator) -> dict[str, Tensor]:
-        samples = at.pool.draw(_SAY_BATCH, rng)
-        talks = choose([s.facts for s in samples], rng)
-        batch = collate(talks, [at.encoder.encode(c) for _, c in talks], at.encoder.pad_id)
+        samples, batch = _talks(at, _SAY_BATCH, rng)
         patches, tokens = look(at.model, samples)
         last = states_of(at.model, batch.ids, tokens[batch.image_of])
         return _of_words(at, batch, last) | at.eye_loss(patches, tokens, samples)

@@ -1,8 +1,7 @@
-"""Trains the tiny model from nothing in stages on one core, and writes its folder."""
+"""Trains the tiny model from nothing in stages, and writes its folder."""
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from m3agiqa.tiny.facts import draw_damage
 from m3agiqa.tiny.runner import Log
 from m3agiqa.tiny.stages import Plan, Training, drill, read, say, see
 
-STAGES = {"drill": drill, "read": read, "see": see, "say": say}
-"""In the order in which one process takes them; `see` needs neither of the two before it."""
+STAGES = (see, drill, read, say)
 
 
 def train(
@@ -26,11 +24,10 @@ def train(
     work: Path,
     *,
     plan: Plan | None = None,
-    stages: Sequence[str] = tuple(STAGES),
     seed: int = 0,
     log: Log = print,
 ) -> None:
-    """Takes the model through `stages`, each where it stopped, and writes it to `out` after the last.
+    """Takes the model through the stages, each where it stopped, and writes it to `out` after the last.
 
     Args:
         work: folder for the states of the stages; what is finished there is not done again.
@@ -40,15 +37,12 @@ def train(
     processor = build_processor(train_tokenizer(_texts(seed)), size)
     model = build(size, processor.tokenizer, seed).train()
     at = Training(model, Encoder(processor), EyeLoss(model), Pool(1 + seed * 20_000, plan.bases), plan, work, log, seed)
-    for name, stage in STAGES.items():
-        # The last stage begins with what the others have learnt, whichever process they ran in.
-        if name in stages or "say" in stages:
-            stage(at)
-    if "say" in stages:
-        save(out, model.eval(), processor)
-        facts = {"parameters": sum(p.numel() for p in model.parameters()), "seed": seed, "plan": asdict(plan)}
-        (out / "card.json").write_text(json.dumps(facts | {"size": asdict(size)}, indent=1) + "\n")
-        log(f"the model is in {os.fspath(out)}")
+    for stage in STAGES:
+        stage(at)
+    save(out, model.eval(), processor)
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), "seed": seed, "plan": asdict(plan)}
+    (out / "card.json").write_text(json.dumps(facts | {"size": asdict(size)}, indent=1) + "\n")
+    log(f"the model is in {os.fspath(out)}")
 
 
 def _texts(seed: int) -> list[str]:
