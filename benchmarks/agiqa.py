@@ -239,7 +239,7 @@ def tfidf_ridge(learnt: Sequence[Conversation], asked: Sequence[Conversation]) -
 
     words = TfidfVectorizer(ngram_range=(1, 2))
     ridge = Ridge(alpha=1.0).fit(words.fit_transform([one.description for one in learnt]), targets(learnt).numpy())
-    return torch.tensor(ridge.predict(words.transform([one.description for one in asked])))
+    return torch.from_numpy(ridge.predict(words.transform([one.description for one in asked]))).float()
 
 
 def read(folder: Path, *, own: bool = True) -> tuple[list[Conversation], list[Conversation]]:
