@@ -1,7 +1,8 @@
 """What a RayCluster and a RayJob may hold: fields of KubeRay's published CRD (ray.io/v1) and, of pods, those in use.
 
 The CRD is 20,000 lines, most of them Kubernetes' pod; here a field that is not listed is refused, as a mistyped one is
-by the API server with strict validation. Sources: github.com/ray-project/kuberay, ray-operator/apis/ray/v1, and the
+by the API server with strict validation. Some plain strings of the CRD (`serviceType`, `operator`, `effect`) are limited
+to the words that Kubernetes knows. Sources: github.com/ray-project/kuberay, ray-operator/apis/ray/v1, and the
 reference of Kubernetes' PodSpec and Container v1.
 """
 
@@ -131,15 +132,16 @@ JOB_SPEC = fields(
 )
 
 
-def resource(kind: str, spec: Schema) -> Schema:
-    """A whole resource of the API group."""
+def resource(kind: str, longest: int, spec: Schema) -> Schema:
+    """A whole resource of the API group; the operator refuses longer names, as it makes others of them."""
+    name: Schema = {"type": "string", "pattern": "^[a-z]([a-z0-9-]*[a-z0-9])?$", "maxLength": longest}
     return fields(
         "apiVersion kind metadata spec",
         apiVersion=one_of("ray.io/v1"),
         kind=one_of(kind),
-        metadata=fields("name", name={"type": "string", "pattern": "^[a-z0-9-]{1,50}$"}, labels=TEXTS, namespace=TEXT),
+        metadata=fields("name", name=name, labels=TEXTS, namespace=TEXT),
         spec=spec,
     )
 
 
-RAY_CLUSTER, RAY_JOB = resource("RayCluster", CLUSTER_SPEC), resource("RayJob", JOB_SPEC)
+RAY_CLUSTER, RAY_JOB = resource("RayCluster", 53, CLUSTER_SPEC), resource("RayJob", 47, JOB_SPEC)
