@@ -1,7 +1,7 @@
 """What a RayCluster and a RayJob may hold: fields of KubeRay's published CRD (ray.io/v1) and, of pods, those in use.
 
 The CRD is 20,000 lines, most of them Kubernetes' pod; here a field that is not listed is refused, as a mistyped one is
-by the API server with strict validation. Some plain strings of the CRD (`serviceType`, `operator`, `effect`) are limited
+by the API server with strict validation. Plain strings of the CRD (`serviceType`, `operator`, `effect`) are limited
 to the words that Kubernetes knows. Sources: github.com/ray-project/kuberay, ray-operator/apis/ray/v1, and the
 reference of Kubernetes' PodSpec and Container v1.
 """
