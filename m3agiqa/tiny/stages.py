@@ -1,7 +1,8 @@
 """The stages of the training: see, drill, read and say; each can be taken up where it stopped.
 
 - `see`: the facts from pictures; the eye and the connector only. It is most of the work.
-- `drill`: text alone, whether two words are the same. Inside long conversations this is hardly ever learnt.
+- `drill`: text alone: to copy from a prompt, and to tell whether two words are the same. Inside long conversations
+  this is hardly ever learnt.
 - `read`: conversations about pictures; the language side only, which learns what this eye's tokens tell.
 - `say`: the same with everything.
 """
@@ -14,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m3agiqa.tiny.corpus import Pool, Sample
-from m3agiqa.tiny.examples import Encoder, item_word, verdict
+from m3agiqa.tiny.corpus import Pool, Sample, draw_scene
+from m3agiqa.tiny.examples import Encoder, altered, describe_correspondence
 from m3agiqa.tiny.eyecode import WHOLE, EyeLoss
 from m3agiqa.tiny.facts import ITEMS
 from m3agiqa.tiny.runner import Log, Losses, run_stage
 from m3agiqa.tiny.talks import Batch, choose, collate, padded, rating_losses, states_of, word_loss
 from m3agiqa.tiny.vision import BEGUN_LAYERS, initialise, join, look, pixel_values
 
-_SEE_BATCH, _DRILL_BATCH, _READ_BATCH, _SAY_BATCH = 12, 96, 20, 16
+_SEE_BATCH, _DRILL_BATCH, _READ_BATCH, _SAY_BATCH = 12, 64, 20, 16
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Plan:
     bases: int = 6000
     begin_on: int = 400
     see_steps: int = 12000
-    drill_steps: int = 400
+    drill_steps: int = 600
     read_steps: int = 1000
     say_steps: int = 300
 
@@ -107,27 +108,28 @@ def prepare_to_compare(model: Any) -> None:
 
 
 def drill(at: Training) -> None:
-    """The language side learns whether two words are the same, from lines such as "Asked for red, here blue: ..."."""
+    """The language side learns, without pictures, to copy from a prompt and to tell whether two words are the same."""
     prepare_to_compare(at.model)
     builder = at.encoder.builder
 
     def losses(rng: np.random.Generator) -> dict[str, Tensor]:
-        rows = [builder.answer(line) for line in drill_lines(_DRILL_BATCH, rng)]
-        ids, learn = padded(rows, [[False] * (len(row) - 2) + [True, False] for row in rows], at.encoder.pad_id)
+        rows = [(builder.answer(given), builder.answer(said)) for given, said in drill_lines(_DRILL_BATCH, rng)]
+        learnt = [[False] * len(given) + [True] * len(said) for given, said in rows]
+        ids, learn = padded([given + said for given, said in rows], learnt, at.encoder.pad_id)
         last = states_of(at.model, ids)
         right = (at.model.lm_head(last[learn]).argmax(-1) == ids.roll(-1, 1)[learn]).float().mean()
-        return {"same": word_loss(at.model, ids, learn, last), "wrong": (1 - right).detach()}
+        return {"words": word_loss(at.model, ids, learn, last), "wrong": (1 - right).detach()}
 
     _language_stage(at, "drill", losses, at.plan.drill_steps, 1e-3)
 
 
-def drill_lines(count: int, rng: np.random.Generator) -> list[str]:
-    """Verdicts on two values of the same item, half of them equal."""
+def drill_lines(count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """A scene and a prompt for it or for another, as text, and what is to be said of the two."""
     lines = []
-    for name in rng.choice(list(ITEMS), count):
-        words = [item_word(str(name), value) for value in ITEMS[str(name)]]
-        a, b = (words[int(i)] for i in rng.choice(len(words), 2, replace=False))
-        lines.append(verdict(a, a if rng.random() < 0.5 else b))
+    for _ in range(count):
+        shown = draw_scene(rng, held_out=False)
+        asked = altered(shown, int(rng.integers(len(ITEMS) + 1)), rng)
+        lines.append((f"Here: {shown.text}. Prompt: {asked.text}.", describe_correspondence(shown, asked)))
     return lines
 
 
