@@ -38,7 +38,7 @@ class Plan:
     bases: int = 6000
     begin_on: int = 400
     see_steps: int = 12000
-    drill_steps: int = 600
+    drill_steps: int = 300
     read_steps: int = 1000
     say_steps: int = 300
 
