@@ -65,7 +65,7 @@ docs: $(VENV)/.vllm
 
 # A broken run is gone on with from build/tiny.
 tiny-model: $(VENV)/.vllm
-	$(BIN)/python -m m3agiqa.tiny --out m3agiqa/tiny/model --work build/tiny
+	env -u OMP_NUM_THREADS $(BIN)/python -m m3agiqa.tiny --out m3agiqa/tiny/model --work build/tiny
 	$(MAKE) tiny-adapter
 	$(MAKE) tiny-predictor
 	$(MAKE) tiny-figures

@@ -130,6 +130,8 @@ def main() -> None:
         plan, seeds, rounds = replace(plan, lm=replace(plan.lm, epochs=1), readings=1), 1, 0
     learnt, asked = read(args.folder)
     if args.validation_only:
+        if not seeds:
+            parser.error("--validation-only is of the published split; give --seeds 1 or more")
         asked, rounds = [], 0
     if seeds:
         published(learnt, asked, plan, seeds)

@@ -17,7 +17,7 @@ pipeline_tag: image-text-to-text
 
 An Idefics3 of {parameters:,} parameters that rates images for quality, correspondence with the prompt and
 authenticity. It exists so that m3agiqa can be tried and tested on any CPU, from end to end and with real
-weights. **It is a toy**: it was trained from nothing on rendered scenes and a few
+weights. **It is a toy**: it was trained from nothing on rendered scenes, collages and a few
 photographs with artificial damage. It has never seen an AI-generated image or a human score, so its scores
 say nothing about either.
 

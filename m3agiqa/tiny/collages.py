@@ -1,7 +1,7 @@
 """Collages: leaves of many sizes, shades and textures that fall on one another, with an occluding edge around each.
 
 There are few freely licensed photographs to train on, and what an eye learns of sharpness, grain and edges from
-eleven of them does not carry over to others. Pictures of this "dead leaves" kind have the statistics of
+eleven of them does not carry over to others. Pictures of this "dead leaves" kind share much of the statistics of
 photographs (Ruderman, "Origins of scaling in natural images", 1997) and are as different as one likes.
 """
 
@@ -23,7 +23,7 @@ def collage(photographs: Sequence[Image.Image], rng: np.random.Generator, side: 
     for _ in range(int(rng.integers(8, 60))):
         radius = _radius(rng)
         x, y, turn, ratio = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0, np.pi), rng.uniform(0.35, 1.0)
-        # Only the box in which the leaf is.
+        # Only the box of the leaf's longer axis; what reaches out of it, a turned one's corners, is cut off straight.
         rows = slice(*np.searchsorted(axis, (y - radius, y + radius)))
         cols = slice(*np.searchsorted(axis, (x - radius, x + radius)))
         down, across = axis[rows, None] - y, axis[None, cols] - x
@@ -41,8 +41,8 @@ def collage(photographs: Sequence[Image.Image], rng: np.random.Generator, side: 
 
 def _radius(rng: np.random.Generator) -> float:
     """Small ones are the commonest; their density falls with the square of the radius."""
-    low, high = 1 / _LEAST, 1 / _LARGEST
-    return float(1 / (low + (high - low) * rng.random()))
+    smallest, largest = 1 / _LEAST, 1 / _LARGEST
+    return float(1 / (smallest + (largest - smallest) * rng.random()))
 
 
 def _texture(photographs: Sequence[Image.Image], rng: np.random.Generator, side: int) -> Picture:
@@ -61,7 +61,7 @@ def _texture(photographs: Sequence[Image.Image], rng: np.random.Generator, side:
 
 
 def cutting(photographs: Sequence[Image.Image], rng: np.random.Generator, side: int) -> Picture:
-    """A random square of a photograph, turned, mirrored and tinted by chance."""
+    """A random square of a photograph, turned, its colour channels exchanged and tinted by chance."""
     photograph = photographs[int(rng.integers(len(photographs)))]
     edge = int(min(photograph.size) * rng.uniform(0.35, 1.0))
     left = int(rng.integers(photograph.width - edge + 1))

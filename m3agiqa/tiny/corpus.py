@@ -41,8 +41,8 @@ TRAINING_PHOTOGRAPHS = {
 }
 """By the package that they come with."""
 
-PHOTOGRAPH_SHARE = 0.35
-"""How many of the pictures are no scenes."""
+SCENELESS_SHARE = 0.35
+"""How many of the pictures are no scenes: collages and photographs."""
 
 COLLAGE_SHARE = 0.2
 """How many are collages: of these the greater part."""
@@ -54,7 +54,7 @@ class Base:
 
     Attributes:
         pixels: square, height x width x 3 bytes.
-        shape_map, colour_map: see `pictures.Rendered`; 0 everywhere for a photograph.
+        shape_map, colour_map: see `pictures.Rendered`; 0 everywhere for a photograph or a collage.
         centres: x and y of every object, as fractions of the side.
     """
 
@@ -144,7 +144,7 @@ def make_base(seed: int) -> Base:
     """The undamaged picture `seed` of the training."""
     rng = np.random.default_rng([seed, 13])
     chance = rng.random()
-    if chance < PHOTOGRAPH_SHARE:
+    if chance < SCENELESS_SHARE:
         kind = collage_base if chance < COLLAGE_SHARE else photograph_base
         return kind(load_photographs(), rng)
     return scene_base(draw_scene(rng, held_out=False), seed, rng)

@@ -20,7 +20,7 @@ from m3agiqa.tiny.facts import ITEMS, Facts
 from m3agiqa.tiny.pictures import COLOURS, EYE, SHAPES
 
 _AMOUNTS = len(DEGRADATIONS) + 1 + len(ARTEFACTS) + 1
-"""Severities, extents and what each aspect lost in all, 0 to 1; a photograph's flag and the items follow."""
+"""Severities, extents and what each aspect lost in all, 0 to 1; then a photograph's flag, verdicts and items."""
 _VERDICTS: dict[str, tuple[str | None, ...]] = {
     "fault": (None, *DEGRADATIONS),
     "sign": (None, *ARTEFACTS),
@@ -34,7 +34,7 @@ WHOLE = _AMOUNTS + 1 + sum(_CHOICES)
 _OF_A_PATCH = [1 + len(SHAPES), 1 + len(COLOURS), 1 + len(ARTEFACTS)]
 PART = 1 + sum(_OF_A_PATCH)
 _SHARPNESS = 6.0
-"""What turns the items' numbers, 0 or 1, into logits."""
+"""What turns the numbers of verdicts and items, 0 or 1, into logits."""
 
 
 def whole_of(facts: Sequence[Facts]) -> Tensor:

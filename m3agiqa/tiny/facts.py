@@ -23,7 +23,7 @@ class Facts:
     """The truth about one picture.
 
     Attributes:
-        scene: what is shown; None for a photograph.
+        scene: what is shown; None for a photograph or a collage.
         degradations, artefacts: the severest first.
     """
 

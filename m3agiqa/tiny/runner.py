@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from m3agiqa.errors import UserError
+
 Log = Callable[[str], None]
 Losses = Callable[[np.random.Generator], dict[str, Tensor]]
 """The losses of one step, from a generator of its own."""
@@ -37,7 +39,7 @@ def run_stage(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
     parts: dict[str, Any] = {**modules, "optimizer": optimizer, "schedule": schedule}
     file = work / f"{name}.pt"
-    first = load(file, parts) if file.exists() else 0
+    first = load(file, parts, steps, seed) if file.exists() else 0
     learned = [p for group in groups for p in group["params"]]
     lately: dict[str, float] = {}
     for step in range(first, steps):
@@ -52,20 +54,28 @@ def run_stage(
         if step % 25 == 0 or step == steps - 1:
             log(f"{name} {step}/{steps} " + ", ".join(f"{k} {v:.3f}" for k, v in lately.items()))
         if (step + 1) % _SAVE_EVERY == 0 or step == steps - 1:
-            save(file, parts, step + 1)
+            save(file, parts, step + 1, steps, seed)
 
 
-def save(file: Path, parts: Mapping[str, Any], step: int) -> None:
-    """Writes the states of `parts`, whole or not at all."""
+def save(file: Path, parts: Mapping[str, Any], step: int, steps: int, seed: int) -> None:
+    """Writes the states of `parts` after `step` of `steps`, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     begun = file.with_suffix(".begun")
-    torch.save({"step": step} | {name: part.state_dict() for name, part in parts.items()}, begun)
+    counts = {"step": step, "steps": steps, "seed": seed}
+    torch.save(counts | {name: part.state_dict() for name, part in parts.items()}, begun)
     begun.replace(file)
 
 
-def load(file: Path, parts: Mapping[str, Any]) -> int:
-    """Takes up what `save` wrote; returns how many steps were done."""
+def load(file: Path, parts: Mapping[str, Any], steps: int, seed: int) -> int:
+    """Takes up what `save` wrote; returns how many steps were done.
+
+    Raises:
+        UserError: it was written by a training of another length or seed.
+    """
     saved = torch.load(file, weights_only=True)
+    if (saved["steps"], saved["seed"]) != (steps, seed):
+        was = f"of {saved['steps']} steps with seed {saved['seed']}, not {steps} with {seed}"
+        raise UserError(str(file), f"it is from a stage {was}", "give another --work, or remove the folder")
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     return int(saved["step"])

@@ -28,7 +28,9 @@ _SEE_BATCH, _DRILL_BATCH, _READ_BATCH, _SAY_BATCH = 12, 64, 20, 16
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and on what to train. Counts, not times, so that the same plan gives the same model.
+    """How long and on what to train.
+
+    Counts, not times, so that the same plan gives the same model on the same kind of CPU.
 
     Attributes:
         bases: undamaged pictures, each of which is damaged anew every time it is drawn.

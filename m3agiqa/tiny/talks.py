@@ -40,12 +40,13 @@ class Batch:
 def choose(facts: Sequence[Facts], rng: np.random.Generator) -> list[Talk]:
     """One conversation per picture, by chance on any of the aspects that it can be asked about.
 
-    Every second one is on correspondence where it can be, which asks for most: to find, to see and to compare.
+    Every second one about a scene is on correspondence, which asks for most: to find, to see and to compare.
     """
     talks: list[Talk] = []
     for i, known in enumerate(facts):
-        *others, last = conversations(known, rng)
-        talks.append((i, last if rng.random() < 0.5 else others[int(rng.integers(len(others)))]))
+        made = conversations(known, rng)
+        compared = known.scene and known.readable and rng.random() < 0.5
+        talks.append((i, made[-1] if compared else made[int(rng.integers(len(made)))]))
     return talks
 
 

@@ -48,7 +48,7 @@ def test_the_schema_refuses_what_kubernetes_would(name):
         lambda c: cluster(c)["workerGroupSpecs"][1].update(minReplicas="0"),
         lambda c: cluster(c)["workerGroupSpecs"][1]["template"]["spec"]["containers"][0].update(livenesProbe={}),
         lambda c: c.update(apiVersion="ray.io/v1beta1"),
-        lambda c: c["metadata"].update(name="m3agiqa-" + "a" * 46),
+        lambda c: c["metadata"].update(name="a" * {"RayCluster": 54, "RayJob": 48}[c["kind"]]),
     ):
         content = copy.deepcopy(read(name))
         spoil(content)

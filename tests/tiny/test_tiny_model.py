@@ -31,7 +31,7 @@ from m3agiqa.tiny.figures import first_fault
 from m3agiqa.tiny.opinions import held_out_pictures
 from m3agiqa.tiny.pictures import Scene
 from m3agiqa.tiny.talks import choose, collate, states_of
-from m3agiqa.tiny.vision import pixel_values
+from m3agiqa.tiny.vision import look, pixel_values
 
 MODEL = Path(str(files("m3agiqa.tiny"))) / "model"
 SCENE = Scene(2, "red", "sphere", "on a sandy plain")
@@ -120,14 +120,17 @@ def test_one_look_at_an_image_serves_all_of_its_conversations(model, encoder, sa
     lengths = [len(encoder.encode(c).ids) for _, c in talks]
     row = int(np.argmin(lengths))
     pixels = pixel_values([s.pixels for s in samples[:3]])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        tokens = model.model.get_image_features(pixels[:, None]).pooler_output
-        shared = states_of(model, batch.ids, tokens[batch.image_of])
-        image = pixels[batch.image_of[row]][None, None]
+    with torch.no_grad():
+        _, tokens = look(model, samples[:3])
+        shared, another = (states_of(model, batch.ids, tokens[(batch.image_of + n) % 3]) for n in (0, 1))
         ids = batch.ids[row : row + 1, : lengths[row]]
-        alone = model.model(input_ids=ids, pixel_values=image).last_hidden_state
-    # As far as numbers of eight bits can be alike.
-    assert (shared[row, : lengths[row]] - alone[0]).abs().max() < 0.05 * alone.abs().max()
+        with torch.autocast("cpu", torch.bfloat16):
+            image = pixels[batch.image_of[row]][None, None]
+            alone = model.model(input_ids=ids, pixel_values=image).last_hidden_state[0]
+    # As far as numbers of eight bits can be alike, which those about another image are not.
+    least = 0.05 * alone.abs().max()
+    assert (shared[row, : lengths[row]] - alone).abs().max() < least
+    assert (another[row, : lengths[row]] - alone).abs().max() > least
 
 
 def test_answers_are_well_formed_even_for_prompts_it_cannot_know(model, encoder, samples):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from m3agiqa.errors import UserError
 from m3agiqa.tiny import runner
 from m3agiqa.tiny.architecture import Size, build, train_tokenizer
-from m3agiqa.tiny.corpus import Pool
+from m3agiqa.tiny.corpus import Pool, draw_scene
 from m3agiqa.tiny.degrade import Damage
 from m3agiqa.tiny.eyecode import PART, WHOLE, EyeLoss, directions, whole_of
 from m3agiqa.tiny.facts import Facts
@@ -49,7 +50,8 @@ def test_the_eye_loses_nothing_where_it_tells_the_truth(model):
     right, wrong = loss(patches, true, samples), loss(patches, torch.zeros_like(true), samples)
     for name in ("amounts", "each", "parts", "rest"):
         assert right[name] < 1e-6
-    for name in ("amounts", "each", "parts", "fault", "sign", "quality", "count", "colour", "shape", "place"):
+    verdicts, items = ("fault", "sign", "quality", "authenticity"), ("count", "colour", "shape", "place")
+    for name in ("amounts", "each", "parts", *verdicts, *items):
         assert right[name] < wrong[name]
 
 
@@ -70,9 +72,10 @@ def test_the_eye_begins_with_some_idea_of_what_it_sees(model):
 
 
 def test_drill_lines_are_true_and_of_scenes_that_are_not_held_out():
-    verdicts = []
+    verdicts, not_held_out = [], {draw_scene(np.random.default_rng(n), held_out=False).text for n in range(6000)}
     for given, said in drill_lines(200, np.random.default_rng(3)):
         shown, asked = re.fullmatch(r"Here: (.+)\. Prompt: (.+)\.", given).groups()
+        assert shown in not_held_out
         shown, asked = ({"one" if w == "a" else w.removesuffix("s") for w in t.split()} for t in (shown, asked))
         found = re.findall(r"Asked for (\w+), here (\w+): (same|different)\.", said)
         assert len(found) == 4
@@ -95,7 +98,7 @@ def test_half_of_the_heads_begin_with_keys_equal_to_queries(model):
 def test_a_stage_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "_SAVE_EVERY", 2)
 
-    def run(work, stop=None):
+    def run(work, stop=None, steps=8):
         torch.manual_seed(0)
         layer, done = nn.Linear(3, 1), iter(range(8))
 
@@ -105,7 +108,7 @@ def test_a_stage_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch
             return {"error": layer(torch.from_numpy(rng.standard_normal((4, 3))).float()).square().mean()}
 
         groups = [{"params": list(layer.parameters()), "lr": 0.1}]
-        runner.run_stage("s", losses, groups, {"layer": layer}, steps=8, work=work, log=lambda _: None)
+        runner.run_stage("s", losses, groups, {"layer": layer}, steps=steps, work=work, log=lambda _: None)
         return layer.weight.detach()
 
     whole = run(tmp_path / "whole")
@@ -115,6 +118,8 @@ def test_a_stage_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch
     assert torch.equal(run(tmp_path / "stopped"), whole)
     # What is done is not done again.
     assert torch.equal(run(tmp_path / "stopped", stop=0), whole)
+    with pytest.raises(UserError, match=r"s.pt: it is from a stage of 8 steps with seed 0, not 9 with 0; give another"):
+        run(tmp_path / "stopped", steps=9)
 
 
 @pytest.mark.slow
@@ -124,3 +129,7 @@ def test_the_stages_make_a_model(tmp_path):
     assert [line.split()[0] for line in lines] == ["see", "drill", "read", "say", "the"]
     assert json.loads((tmp_path / "out" / "card.json").read_text())["plan"]["bases"] == 4
     assert (tmp_path / "out" / "model.safetensors").stat().st_size < 20_000_000
+    first = (tmp_path / "out" / "model.safetensors").read_bytes()
+    train(tmp_path / "again", tmp_path / "work", plan=plan, log=lines.append)
+    assert len(lines) == 6  # no stage is run again
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == first
