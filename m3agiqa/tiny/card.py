@@ -40,16 +40,16 @@ image: damage that disappears at that size is not seen.
 
 By `m3agiqa score`, with the adapter and the predictor that come with the model, on pictures that are held out from the
 training (`m3agiqa.tiny.corpus` says what is): scenes with combinations of colour, shape and place that were never
-trained on, crops of the demo's photographs, and pictures with kinds of degradation that were never trained on
-(unseen). `SRCC` is the rank correlation of the predictor's score with the true score, which follows from how each
-picture was made; `of ratings` is that of the expected rating; `word` is how often the rating word is right, `within
-one` how often it is right or next to it, and `majority` how often the commonest word is.
+trained on, crops of the demo's photographs, both of them taken together, and pictures with kinds of degradation that
+were never trained on (unseen). `SRCC` is the rank correlation of the predictor's score with the true score, which
+follows from how each picture was made; `of ratings` is that of the expected rating; `word` is how often the rating word
+is right, `within one` how often it is right or next to it, and `majority` how often the commonest word is.
 
 {table}
 
-Descriptions name the main degradation first in {fault_scenes} of the degraded scenes and
-{fault_photographs} of the degraded photographs. Of {crops} crops of photographs, each with blur, noise and
-compression of five levels, the mean quality score falls from every level to the next in {falling}.
+Descriptions name the main degradation first in {fault_scenes} of the degraded scenes, {fault_photographs} of the
+degraded photographs and {fault_both} of both. Of {crops} crops of photographs, each with blur, noise and compression
+of five levels, the mean quality score falls from every level to the next in {falling}.
 
 Photographs are not measured for correspondence, as the model knows no prompt that would fit one.
 
@@ -77,6 +77,7 @@ def write_card(folder: Path, card: dict[str, Any]) -> None:
         table=_table(results),
         fault_scenes=_number(results["scenes"]["quality"]["fault_named"]),
         fault_photographs=_number(results["photographs"]["quality"]["fault_named"]),
+        fault_both=_number(results["both"]["quality"]["fault_named"]),
         crops=results["ladder"]["crops"],
         falling=_number(results["ladder"]["falling"]),
     )
@@ -97,7 +98,7 @@ def _table(results: dict[str, Any]) -> str:
         f"| pictures | aspect | number | {' | '.join(_COLUMNS)} |",
         "|---|---|---:" + "|---:" * len(_COLUMNS) + "|",
     ]
-    for part in ("scenes", "photographs", "unseen"):
+    for part in ("scenes", "photographs", "both", "unseen"):
         for aspect, found in results[part].items():
             cells = " | ".join(_number(found[key]) for key in _COLUMNS.values())
             lines.append(f"| {part} | {aspect} | {found['images']} | {cells} |")

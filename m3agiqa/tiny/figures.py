@@ -23,15 +23,23 @@ from m3agiqa.tiny.opinions import LADDER, label_column
 
 Row = dict[str, Any]
 
+PARTS = {
+    "scenes": ("scenes",),
+    "photographs": ("photographs",),
+    "both": ("scenes", "photographs"),
+    "unseen": ("unseen",),
+}
+"""What figures are given of, and the parts of the corpus that it is made of."""
+
 
 def measured(rows: Sequence[Row]) -> dict[str, Any]:
     """The figures of scored rows, by part of the corpus; what cannot be measured is None."""
-    parts = {part: [row for row in rows if row["part"] == part] for part in ("scenes", "photographs", "unseen")}
+    parts = {name: [row for row in rows if row["part"] in made_of] for name, made_of in PARTS.items()}
     aspects = {
         part: {str(aspect): found for aspect in Aspect if (found := of_aspect(chosen, aspect)) is not None}
         for part, chosen in parts.items()
     }
-    for part in ("scenes", "photographs"):
+    for part in ("scenes", "photographs", "both"):
         if "quality" in aspects[part]:
             aspects[part]["quality"]["fault_named"] = faults_named(parts[part])
     return aspects | {"ladder": monotone([row for row in rows if row["part"] == "ladder"])}

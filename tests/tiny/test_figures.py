@@ -73,13 +73,16 @@ def test_the_card_says_what_was_measured(tmp_path):
     card = json.loads((MODEL / "card.json").read_text()) | {"results": measured(rows)}
     write_card(tmp_path, card)
     assert json.loads((tmp_path / "card.json").read_text())["results"] == card["results"]
-    assert "| scenes | quality | 3 | 1.000 |" in (tmp_path / "README.md").read_text()
+    text = (tmp_path / "README.md").read_text()
+    for line in ("| scenes | quality | 3 | 1.000 |", "| both | quality | 6 | 1.000 |"):
+        assert line in text
 
 
 def test_the_shipped_figures_are_of_a_thousand_pictures():
     results = json.loads((MODEL / "card.json").read_text())["results"]
     assert results["scenes"]["quality"]["images"] == 750
     assert results["photographs"]["quality"]["images"] == 250
+    assert results["both"]["quality"]["images"] == 1000
     assert results["ladder"]["crops"] >= 20
 
 
