@@ -63,36 +63,36 @@ check: $(VENV)/.vllm
 docs: $(VENV)/.vllm
 	$(BIN)/python -m m3agiqa.reference
 
-# A broken run is gone on with from build/tiny.
+# A broken run of any part is gone on with: what comes after the model is in a folder by the model's digest.
+MODEL := m3agiqa/tiny/model
+AFTER = build/tiny-$(shell sha256sum $(MODEL)/model.safetensors | cut -c1-12)
+LABELS := $(foreach aspect,quality correspondence authenticity,--label $(aspect)=true_$(aspect))
+
 tiny-model: $(VENV)/.vllm
-	env -u OMP_NUM_THREADS $(BIN)/python -m m3agiqa.tiny --out m3agiqa/tiny/model --work build/tiny
+	env -u OMP_NUM_THREADS $(BIN)/python -m m3agiqa.tiny --out $(MODEL) --work build/tiny
 	$(MAKE) tiny-adapter
 	$(MAKE) tiny-predictor
 	$(MAKE) tiny-figures
 
 # As a user would do it: a corpus with scores and descriptions, and an adapter trained on them.
-LABELS := $(foreach aspect,quality correspondence authenticity,--label $(aspect)=true_$(aspect))
 tiny-adapter: $(VENV)/.vllm
-	rm -rf build/lessons build/adapter build/adapter.training
-	$(BIN)/python -m m3agiqa.tiny.opinions --out build/lessons --start 1500 --images 2000
-	$(BIN)/m3agiqa finetune --input build/lessons/manifest.csv --out build/adapter --config configs/tiny_adapter.yaml $(LABELS)
-	rm -rf m3agiqa/tiny/adapter && cp -r build/adapter m3agiqa/tiny/adapter
+	$(BIN)/python -m m3agiqa.tiny.opinions --out $(AFTER)/lessons --start 1500 --images 2000
+	$(BIN)/m3agiqa finetune --input $(AFTER)/lessons/manifest.csv --out $(AFTER)/adapter --config configs/tiny_adapter.yaml $(LABELS)
+	rm -rf m3agiqa/tiny/adapter && cp -r $(AFTER)/adapter m3agiqa/tiny/adapter
 
 # Another corpus, its captured states, a predictor trained on them.
 tiny-predictor: $(VENV)/.vllm
-	rm -rf build/opinions build/captured build/predictor build/predictor.training
-	$(BIN)/python -m m3agiqa.tiny.opinions --out build/opinions
-	$(BIN)/m3agiqa capture --input build/opinions/manifest.csv --output build/captured --config configs/tiny.yaml
-	$(BIN)/m3agiqa train-predictor --input build/captured --out build/predictor $(LABELS) \
+	$(BIN)/python -m m3agiqa.tiny.opinions --out $(AFTER)/opinions
+	$(BIN)/m3agiqa capture --input $(AFTER)/opinions/manifest.csv --output $(AFTER)/captured --config configs/tiny.yaml
+	$(BIN)/m3agiqa train-predictor --input $(AFTER)/captured --out $(AFTER)/predictor $(LABELS) \
 		--set head.width=64 head.blocks=2 head.hidden=32 optim.epochs=12 optim.learning_rate=0.002
-	rm -rf m3agiqa/tiny/predictor && cp -r build/predictor m3agiqa/tiny/predictor
+	rm -rf m3agiqa/tiny/predictor && cp -r $(AFTER)/predictor m3agiqa/tiny/predictor
 
 # What the model's card says of it: scores of pictures that it was not trained on.
 tiny-figures: $(VENV)/.vllm
-	rm -rf build/held-out build/held-out-scores
-	$(BIN)/python -m m3agiqa.tiny.opinions --out build/held-out --images 1000 --held-out
-	$(BIN)/m3agiqa score --input build/held-out/manifest.csv --output build/held-out-scores --config configs/tiny.yaml
-	$(BIN)/python -m m3agiqa.tiny.figures --scored build/held-out-scores --model m3agiqa/tiny/model
+	$(BIN)/python -m m3agiqa.tiny.opinions --out $(AFTER)/held-out --images 1000 --held-out
+	$(BIN)/m3agiqa score --input $(AFTER)/held-out/manifest.csv --output $(AFTER)/held-out-scores --config configs/tiny.yaml
+	$(BIN)/python -m m3agiqa.tiny.figures --scored $(AFTER)/held-out-scores --model $(MODEL)
 
 $(VENV)/.created:
 	@echo "creating $(VENV)"
