@@ -27,7 +27,7 @@ from m3agiqa.decoding import decode_rows
 from m3agiqa.errors import UserError
 from m3agiqa.records import RESERVED_COLUMNS, Status
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "JPEG2000")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "JPEG2000", "AVIF")
 _SPECIAL = (b"\x00", b"\xff", b"\x7f", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x80\x00\x00\x00", b"\n", b'"', b",")
 
 

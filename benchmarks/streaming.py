@@ -123,6 +123,18 @@ def _unshared(process: psutil.Process) -> float:
         return 0.0  # it has just ended
 
 
+def steady_rate(output: Path) -> float | None:
+    """Rows a second by when the score files were finished, without the first tenth of that time and the last."""
+    done = sorted(
+        (f.stat().st_mtime, pq.ParquetFile(f).metadata.num_rows) for f in (output / "scores").glob("*.parquet")
+    )
+    if len(done) < 20:
+        return None
+    tenth = (done[-1][0] - done[0][0]) / 10
+    since, until = done[0][0] + tenth, done[-1][0] - tenth
+    return round(sum(rows for at, rows in done if since < at <= until) / (until - since), 1)
+
+
 def without_ray(config: RunConfig, manifest: Path) -> dict[str, Any]:
     """Decodes and scores every row in this process."""
     from m3agiqa.corpus import open_corpus
@@ -155,7 +167,7 @@ def with_ray(config: RunConfig, manifest: Path, output: Path, store_mb: int) -> 
         manifest_of_run = run_scoring(config, str(manifest), str(output))
     found = {"rows": sum(manifest_of_run.counts.values()), "seconds": manifest_of_run.seconds}
     rate = manifest_of_run.images_per_second or 0.0
-    found["cpu_seconds"] = usage.cpu_seconds()
+    found |= {"cpu_seconds": usage.cpu_seconds(), "steady_images_per_second": steady_rate(output)}
     return found | {"images_per_second": rate} | usage.tenths(time.time() - found["rows"] / max(rate, 1e-9))
 
 
