@@ -24,7 +24,7 @@ def judge(
     Args:
         guess: its tokens, should the server not tell. batch: name of the batch that it came in.
     """
-    verdict, description, rating, reason = _verdict(task, reply)
+    verdict, description, rating, reason = _verdict(task, reply, blind=prompter.blind)
     usage = reply.usage or guess
     return Entry(
         id=task.id,
@@ -57,7 +57,7 @@ def left_over(line: str, reply: Reply, prices: BudgetConfig, batch: str) -> Entr
     return Entry(line, "", "", Verdict.LEFT_OVER, content, usage=usage, cost=cost, batch=batch)
 
 
-def _verdict(task: Task, reply: Reply) -> tuple[Verdict, str | None, str | None, str | None]:
+def _verdict(task: Task, reply: Reply, *, blind: bool) -> tuple[Verdict, str | None, str | None, str | None]:
     if reply.refusal:
         return Verdict.REFUSED, None, None, " ".join(reply.refusal.split())[:200]
     if reply.finish_reason == "content_filter":
@@ -71,6 +71,6 @@ def _verdict(task: Task, reply: Reply) -> tuple[Verdict, str | None, str | None,
         return Verdict.INVALID, None, None, cut
     if _SORRY.match(answer.description):
         return Verdict.REFUSED, None, None, answer.description[:200]
-    leak = find_leak(answer.description, task.score, task.prompt)
+    leak = find_leak(answer.description, None if blind else task.score, task.prompt)
     verdict = Verdict.OK if leak is None else Verdict.LEAK
     return verdict, answer.description, answer.rating, leak

@@ -82,27 +82,37 @@ _PATTERNS = [
 ]
 
 
-def find_leak(description: str, score: float, prompt: str | None = None) -> str | None:
+def find_leak(description: str, score: float | None, prompt: str | None = None) -> str | None:
     """What gives the score away, as `states the score ('3.4')`; None where nothing does.
 
     Args:
-        score: the human score, on whatever scale. prompt: what the image was made from.
+        score: the human score that the teacher was shown, on whatever scale; None: it was shown none. What is found is
+            told to the teacher, who would learn a score from a number that comes near it by chance.
+        prompt: what the image was made from.
     """
     text, own = description.lower(), " ".join((prompt or "").lower().split())
-    for found, value in _numbers(text):
-        # As far as rounding to one decimal, or cutting it off, can take it away from the score.
-        if abs(value - score) < 0.1 and found not in own:
-            return f"states the score ({found!r})"
-    # Of a scale of few steps a whole number says little, and is as likely to count things.
-    whole = {str(int(score)), str(round(score))}
-    for match in _WHOLE_NUMBER.finditer(text) if score >= _COUNTS else ():
-        if match.group() in whole and match.group() not in own:
-            return f"states the score ({match.group()!r})"
+    stated = None if score is None else _stated(text, score, own)
+    if stated is not None:
+        return f"states the score ({stated!r})"
     for kind, pattern in _PATTERNS:
         for match in pattern.finditer(text):
             found = match.group().strip(" .,;:!?")
             if found not in own:
                 return f"{kind} ({found!r})"
+    return None
+
+
+def _stated(text: str, score: float, own: str) -> str | None:
+    """The first number that is the score, unless it stands in the image's `own` prompt."""
+    for found, value in _numbers(text):
+        # As far as rounding to one decimal, or cutting it off, can take it away from the score.
+        if abs(value - score) < 0.1 and found not in own:
+            return found
+    # Of a scale of few steps a whole number says little, and is as likely to count things.
+    whole = {str(int(score)), str(round(score))}
+    for match in _WHOLE_NUMBER.finditer(text) if score >= _COUNTS else ():
+        if match.group() in whole and match.group() not in own:
+            return match.group()
     return None
 
 
