@@ -7,7 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from m3agiqa.aspects import Aspect
 from m3agiqa.config import AccessConfig, CorpusConfig, ImageConfig
-from m3agiqa.ratings import NAMED_BINS, Bins
+from m3agiqa.errors import UserError
+from m3agiqa.ratings import NAMED_BINS, Bins, equal_bins
 from m3agiqa.settings import Config, Section
 
 
@@ -141,6 +142,24 @@ class RatingsConfig(Section):
         for edges in value.values():
             Bins(edges)
         return value
+
+    def bins(self, aspect: Aspect, scale: tuple[float, float]) -> Bins:
+        """Those of an aspect.
+
+        Args:
+            scale: lowest and highest score.
+
+        Raises:
+            UserError: if the data set states none for the aspect.
+        """
+        if aspect in self.edges:
+            return Bins(self.edges[aspect])
+        if self.dataset is None:
+            return equal_bins(*scale)
+        if (named := NAMED_BINS[self.dataset].get(aspect)) is None:
+            value, rule = f"ratings.dataset={self.dataset}", f"states no bins for {aspect}"
+            raise UserError(value, rule, f"give ratings.edges.{aspect}")
+        return named
 
 
 class DistilConfig(Config):

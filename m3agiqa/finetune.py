@@ -93,7 +93,7 @@ def finetune(
     columns = columns or Columns()
     _check_config(config, columns)
     corpora = _open(config, [*inputs, *validation], say)
-    talks = read_talks(corpora, columns)
+    talks = read_talks(corpora, columns, config.ratings)
     _tell_bad(talks.bad, skip_bad, say)
     for left_out in talks.left_out():
         say(f"note: {left_out}")
@@ -168,8 +168,8 @@ def _train(
     started = time.monotonic()
     model = model_folder(config.model)
     base = model_digest(model)
-    # Not how many workers: they take nearly the same steps, so that fewer or more may go on.
-    settings = config.model_dump(mode="json", exclude={"ray": True, "track": True, "proof": True, "access": True})
+    # Not how many workers: they take nearly the same steps, so that fewer or more may go on. Nor bins: data has words.
+    settings = config.model_dump(mode="json", exclude={"ray", "track", "proof", "access", "ratings"})
     decides = {"config": settings, "base": base, "data": made.digest(talks.pictures), "skip_bad": skip_bad}
     run = TrainingRun(out, decides, made.counts(), inputs, made.notes, SHEET, "records")
     if (done := run.prepare()) is not None:

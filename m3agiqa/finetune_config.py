@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from m3agiqa.config import AUTO_ADAPTERS, AccessConfig, CorpusConfig, ImageConfig, ModelConfig
+from m3agiqa.distil_config import RatingsConfig
 from m3agiqa.settings import Config, Section
 from m3agiqa.train_config import TrackConfig, WorkersConfig
 
@@ -141,6 +142,7 @@ class FinetuneConfig(Config):
     optim: LearnConfig = LearnConfig.model_construct()
     compute: ComputeConfig = ComputeConfig.model_construct()
     data: TalksConfig = TalksConfig.model_construct()
+    ratings: RatingsConfig = RatingsConfig.model_construct()
     watch: WatchConfig = WatchConfig.model_construct()
     proof: ProofConfig = ProofConfig.model_construct()
     corpus: CorpusConfig = CorpusConfig.model_construct()

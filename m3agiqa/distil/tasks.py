@@ -18,7 +18,7 @@ from m3agiqa.distil.journal import Entry, Verdict
 from m3agiqa.distil_config import RatingsConfig, SamplingConfig, TeacherImages
 from m3agiqa.errors import UserError
 from m3agiqa.images import decode
-from m3agiqa.ratings import NAMED_BINS, Bins, equal_bins
+from m3agiqa.ratings import Bins
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,7 @@ def labels_of(columns: Mapping[Aspect, str], scale: tuple[float, float], ratings
     low, high = scale
     if not low < high:
         raise UserError(f"--scale {low:g} {high:g}", "does not go up", "give the lowest score, then the highest")
-    bins: dict[Aspect, Bins] = {}
-    for aspect in columns:
-        if aspect in ratings.edges:
-            bins[aspect] = Bins(ratings.edges[aspect])
-        elif ratings.dataset is None:
-            bins[aspect] = equal_bins(low, high)
-        elif (named := NAMED_BINS[ratings.dataset].get(aspect)) is not None:
-            bins[aspect] = named
-        else:
-            raise UserError(
-                f"ratings.dataset={ratings.dataset}", f"states no bins for {aspect}", f"give ratings.edges.{aspect}"
-            )
-    return Labels(columns, scale, bins)
+    return Labels(columns, scale, {aspect: ratings.bins(aspect, scale) for aspect in columns})
 
 
 def open_labelled(uri: str, config: CorpusConfig, access: AccessConfig, labels: Labels) -> Corpus:

@@ -14,8 +14,9 @@ from m3agiqa.conversation import parse_rating
 from m3agiqa.corpus import Access, Corpus, Shard
 from m3agiqa.corpus.conversations import DESCRIPTION, ERROR, RATING
 from m3agiqa.corpus.numbers import are_numbers
+from m3agiqa.distil_config import RatingsConfig
 from m3agiqa.errors import UserError
-from m3agiqa.ratings import Bins, equal_bins
+from m3agiqa.ratings import Bins
 
 SPLIT = "split"
 """The column that names a row's part."""
@@ -42,11 +43,6 @@ class Columns:
     def rating(self, aspect: Aspect) -> str:
         """The column of the rating words."""
         return self.ratings.get(aspect, f"teacher_{aspect}_rating")
-
-    @property
-    def bins(self) -> Bins:
-        """What makes words of scores where there are none."""
-        return equal_bins(*self.scale)
 
 
 @dataclass(frozen=True)
@@ -126,11 +122,12 @@ class Talks:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The columns of one input, by aspect; a column that it lacks is None."""
+    """The columns of one input, by aspect; a column that it lacks is None. `bins`: what makes words of its scores."""
 
     description: Mapping[Aspect, str]
     rating: Mapping[Aspect, str | None]
     label: Mapping[Aspect, str | None]
+    bins: Mapping[Aspect, Bins]
 
     @property
     def names(self) -> list[str]:
@@ -139,20 +136,23 @@ class _Plan:
         return list(dict.fromkeys(name for name in found if name is not None))
 
 
-def read_talks(inputs: Mapping[str, Corpus], columns: Columns) -> Talks:
+def read_talks(inputs: Mapping[str, Corpus], columns: Columns, ratings: RatingsConfig | None = None) -> Talks:
     """Reads all rows of some corpora, but for their images.
 
     Args:
-        inputs: URI -> the corpus, opened `lenient`.
+        inputs: URI -> the corpus, opened `lenient`. ratings: which word a score becomes where there is none.
 
     Raises:
-        UserError: for columns that are named and not there, or not of text or numbers, and if there are none.
+        UserError: for columns that are named and not there, or not of text or numbers, and if there are none; for an
+            aspect with scores that `ratings` states no bins for.
     """
     _check_named(inputs, columns)
+    ratings = ratings or RatingsConfig.model_construct()
+    bins = {aspect: ratings.bins(aspect, columns.scale) for aspect in columns.labels}
     found = Talks()
     present: set[Aspect] = set()
     for origin, (uri, corpus) in enumerate(inputs.items()):
-        plan = _plan(uri, corpus.schema, columns)
+        plan = _plan(uri, corpus.schema, columns, bins)
         present |= set(plan.description)
         for row, label, picture in _rows(uri, origin, corpus, plan, found.shards, several=len(inputs) > 1):
             _take(row, label, picture, plan, columns, found)
@@ -199,7 +199,7 @@ def _take(row: dict[str, Any], label: str, picture: Picture, plan: _Plan, column
             unanswered.append(aspect)
             continue
         try:
-            description, word, score = _answers(values, columns, picture.prompt, aspect)
+            description, word, score = _answers(values, columns.scale, plan.bins.get(aspect), picture.prompt, aspect)
             talks.append(Talk(len(found.pictures), aspect, picture.prompt, description, word, score))
         except ValueError as error:
             why.append(f"{aspect}: {error}")
@@ -218,7 +218,7 @@ def _value(row: Mapping[str, Any], column: str | None) -> Any:
 
 
 def _answers(
-    values: tuple[Any, Any, Any], columns: Columns, prompt: str | None, aspect: Aspect
+    values: tuple[Any, Any, Any], scale: tuple[float, float], bins: Bins | None, prompt: str | None, aspect: Aspect
 ) -> tuple[str, str, float | None]:
     """Description, word and score of a conversation.
 
@@ -233,14 +233,14 @@ def _answers(
         raise ValueError("there is no prompt")
     score = None
     if label is not None:
-        low, high = columns.scale
+        low, high = scale
         if not math.isfinite(label) or not low <= label <= high:
             raise ValueError(f"the score {label:g} is outside the scale {low:g} to {high:g}")
         score = SCALE_MIN + (label - low) / (high - low) * (SCALE_MAX - SCALE_MIN)
     if rating is None:
-        if label is None:
+        if label is None or bins is None:
             raise ValueError("there is neither a rating word nor a score")
-        return description, columns.bins.word(label), score
+        return description, bins.word(label), score
     word = parse_rating(rating)
     if not rating.strip():
         raise ValueError("the rating is empty")
@@ -249,7 +249,7 @@ def _answers(
     return description, word, score
 
 
-def _plan(uri: str, schema: pa.Schema, columns: Columns) -> _Plan:
+def _plan(uri: str, schema: pa.Schema, columns: Columns, bins: Mapping[Aspect, Bins]) -> _Plan:
     names = set(schema.names)
     description = {a: c for a in Aspect if (c := columns.description(a)) in names}
     rating = {a: r if (r := columns.rating(a)) in names else None for a in description}
@@ -261,7 +261,7 @@ def _plan(uri: str, schema: pa.Schema, columns: Columns) -> _Plan:
             raise UserError(f"input {uri}", rule, cure)
     _check_types(uri, schema, [*description.values(), *(c for c in rating.values() if c)], text=True)
     _check_types(uri, schema, [c for c in label.values() if c], text=False)
-    return _Plan(description, rating, label)
+    return _Plan(description, rating, label, bins)
 
 
 def _check_types(uri: str, schema: pa.Schema, names: Sequence[str], *, text: bool) -> None:

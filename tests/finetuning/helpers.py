@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from m3agiqa.aspects import RATING_LEVELS, RATING_WORDS, Aspect
 from m3agiqa.corpus import open_corpus
+from m3agiqa.distil_config import RatingsConfig
 from m3agiqa.engine.prompting import load_processor, prompt_builder
 from m3agiqa.finetune_config import FinetuneConfig
 from m3agiqa.finetuning.encoding import Encoder, pad_id
@@ -98,9 +99,9 @@ def settings(model: Path | str, *more: str) -> FinetuneConfig:
     return load(FinetuneConfig, None, [*FAST, f"model.path={model}", *more])
 
 
-def talks_of(*inputs: str, columns: Columns | None = None, **options):
+def talks_of(*inputs: str, columns: Columns | None = None, ratings: RatingsConfig | None = None, **options):
     opened = {uri: open_corpus(uri, lenient=True, **options) for uri in inputs}
-    return read_talks(opened, columns or Columns())
+    return read_talks(opened, columns or Columns(), ratings)
 
 
 def make(config: FinetuneConfig, manifest: str, judged: int = 2) -> Trainer:
