@@ -95,8 +95,8 @@ def finetune(
     corpora = _open(config, [*inputs, *validation], say)
     talks = read_talks(corpora, columns, config.ratings)
     _tell_bad(talks.bad, skip_bad, say)
-    for left_out in talks.left_out():
-        say(f"note: {left_out}")
+    for note in talks.notes():
+        say(f"note: {note}")
     folder = out_folder(out)
     whole = {folder: talks.aspects}
     each = {folder / str(aspect): (aspect,) for aspect in talks.aspects}

@@ -16,7 +16,7 @@ from m3agiqa.corpus.conversations import DESCRIPTION, ERROR, RATING
 from m3agiqa.corpus.numbers import are_numbers
 from m3agiqa.distil_config import RatingsConfig
 from m3agiqa.errors import UserError
-from m3agiqa.ratings import Bins
+from m3agiqa.ratings import Bins, fits, mismatch
 
 SPLIT = "split"
 """The column that names a row's part."""
@@ -113,11 +113,30 @@ class Talks:
     """Rows that hold no conversation."""
     unanswered: Counter[Aspect] = field(default_factory=Counter)
     """Rows that have nothing to learn of an aspect beside conversations of others."""
+    misfits: list[str] = field(default_factory=list)
+    """Where rating words do not fit the human scores beside them, a line each."""
 
-    def left_out(self) -> list[str]:
-        """What a user should know of rows that nothing is learnt from, a line each."""
+    def notes(self) -> list[str]:
+        """What a user should know of rows that nothing is learnt from, and of words that may be wrong, a line each."""
         whole = [f"{self.silent} rows without a conversation left out"] if self.silent else []
-        return [*whole, *(f"{aspect}: {count} rows without an answer" for aspect, count in self.unanswered.items())]
+        none = [f"{aspect}: {count} rows without an answer" for aspect, count in self.unanswered.items()]
+        return [*whole, *none, *self.misfits]
+
+
+@dataclass
+class _Rated:
+    """Rating words of an aspect that have a human score beside them [n], and all human scores of those rows [n]."""
+
+    words: list[str] = field(default_factory=list)
+    scores: dict[str, list[float | None]] = field(default_factory=dict)
+
+    def add(self, word: str, row: Mapping[str, Any], columns: Columns) -> None:
+        """Takes a row, in which a score may be missing, or its column."""
+        self.words.append(word)
+        for column in columns.labels.values():
+            value = row.get(column)
+            self.scores.setdefault(column, [])
+            self.scores[column].append(None if value is None else float(value))
 
 
 @dataclass(frozen=True)
@@ -151,15 +170,27 @@ def read_talks(inputs: Mapping[str, Corpus], columns: Columns, ratings: RatingsC
     bins = {aspect: ratings.bins(aspect, columns.scale) for aspect in columns.labels}
     found = Talks()
     present: set[Aspect] = set()
+    rated = {aspect: _Rated() for aspect in columns.labels}
     for origin, (uri, corpus) in enumerate(inputs.items()):
         plan = _plan(uri, corpus.schema, columns, bins)
         present |= set(plan.description)
         for row, label, picture in _rows(uri, origin, corpus, plan, found.shards, several=len(inputs) > 1):
-            _take(row, label, picture, plan, columns, found)
+            _take(row, label, picture, plan, columns, found, rated)
     if not present:
         raise _no_columns(inputs)
     found.aspects = tuple(aspect for aspect in Aspect if aspect in present)
+    found.misfits = [line for aspect in rated if (line := _misfit(aspect, rated[aspect], columns, bins[aspect]))]
     return found
+
+
+def _misfit(aspect: Aspect, rated: _Rated, columns: Columns, bins: Bins) -> str | None:
+    """What is wrong with the rating words of an aspect, going by its scores; None: nothing, or there are not both."""
+    column = columns.labels[aspect]
+    wrong = mismatch(fits(rated.words, rated.scores, bins), column) if rated.words else None
+    if wrong is None:
+        return None
+    anew = f"`m3agiqa conversations --aspect {aspect} --check {column} --fix-words`"
+    return f"{aspect}: {columns.rating(aspect)}: {wrong}; {anew} makes them anew, ratings.edges.{aspect} states bins"
 
 
 def _rows(
@@ -185,7 +216,15 @@ def _rows(
                 at, in_shard = at + 1, in_shard + 1
 
 
-def _take(row: dict[str, Any], label: str, picture: Picture, plan: _Plan, columns: Columns, found: Talks) -> None:
+def _take(
+    row: dict[str, Any],
+    label: str,
+    picture: Picture,
+    plan: _Plan,
+    columns: Columns,
+    found: Talks,
+    rated: Mapping[Aspect, _Rated],
+) -> None:
     """Adds a row's conversations, or what is wrong with it."""
     why = [row[ERROR]] if row.get(ERROR) else []
     talks: list[Talk] = []
@@ -209,6 +248,9 @@ def _take(row: dict[str, Any], label: str, picture: Picture, plan: _Plan, column
         found.talks += talks
         found.pictures.append(picture)
         found.unanswered.update(unanswered)
+        for talk in talks:
+            if talk.score is not None and _value(row, plan.rating[talk.aspect]) is not None:
+                rated[talk.aspect].add(talk.word, row, columns)
     else:
         found.silent += 1
 

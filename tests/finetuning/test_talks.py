@@ -55,7 +55,7 @@ def test_a_teacher_that_was_not_asked_is_no_fault(tmp_path):
     assert [(t.picture, t.aspect) for t in talks.talks] == [(0, Q), (0, A), (1, A), (2, Q), (2, A)]
     assert talks.silent == 1
     assert talks.unanswered == {Q: 1}
-    assert talks.left_out() == ["1 rows without a conversation left out", "quality: 1 rows without an answer"]
+    assert talks.notes() == ["1 rows without a conversation left out", "quality: 1 rows without an answer"]
     assert [p.id for p in talks.pictures] == ["r0", "r1", "r3"]
 
 

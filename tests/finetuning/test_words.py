@@ -9,7 +9,7 @@ from m3agiqa.finetune import finetune
 from m3agiqa.finetuning.talks import Columns
 from tests.finetuning.helpers import rows, settings, talks_of, write
 
-Q, A = Aspect.QUALITY, Aspect.AUTHENTICITY
+Q, A, C = Aspect.QUALITY, Aspect.AUTHENTICITY, Aspect.CORRESPONDENCE
 LABEL = Columns(labels={Q: "mos_quality"})
 
 
@@ -60,3 +60,44 @@ def test_an_aspect_without_bins_is_refused(tmp_path):
     assert read(tmp_path, unrated(3, "authenticity"), columns, *given).talks[1].word == "poor"
     with pytest.raises(UserError, match="agiqa-3k"):
         settings("tiny", "ratings.dataset=koniq")
+
+
+BOTH = Columns(labels={Q: "mos_quality", C: "mos_correspondence"})
+
+
+def test_words_that_fit_their_scores_are_not_spoken_of(monkeypatch, tmp_path):
+    made = rows(20, ("quality", "correspondence"))
+    made[3] |= {"mos_correspondence": ""}
+    assert ready(monkeypatch, tmp_path, made, BOTH)[1] == []
+
+
+def test_words_made_from_other_scores_are(monkeypatch, tmp_path):
+    """As in the published file of AGIQA-3k on correspondence, whose words are those of the quality."""
+    made = rows(20, ("quality", "correspondence"))
+    for row in made:
+        row["teacher_correspondence_rating"] = row["teacher_quality_rating"]
+    made[0] |= {"mos_correspondence": 2.5, "teacher_correspondence_rating": "fair"}
+    talks, said = ready(monkeypatch, tmp_path, made, BOTH)
+    assert len(talks.talks) == 40
+    cure = "; `m3agiqa conversations --aspect correspondence --check mos_correspondence --fix-words` makes them anew, "
+    assert said == [
+        "note: correspondence: teacher_correspondence_rating: the words agree with mos_correspondence in 5% of 20 rows"
+        f": they were made in other bins, or not from these scores{cure}ratings.edges.correspondence states bins"
+    ]
+    made[0] = rows(1, ("quality", "correspondence"))[0] | {"teacher_correspondence_rating": "bad"}
+    (line,) = ready(monkeypatch, tmp_path, made, BOTH)[1]
+    told = (
+        "agree with mos_correspondence in 0% of 20 rows, and with mos_quality in 100%: they were made from mos_quality"
+    )
+    assert told in line
+
+
+def test_words_of_stated_bins_fit_in_these_alone(monkeypatch, tmp_path):
+    made = rows(20, ("quality",))
+    for row in made:
+        row["teacher_quality_rating"] = "bad" if row["mos_quality"] < 3 else "good"
+    edges = "ratings.edges={quality: [3, 3.01, 3.02, 6]}"
+    assert ready(monkeypatch, tmp_path, made, LABEL, edges)[1] == []
+    (line,) = ready(monkeypatch, tmp_path, made, LABEL)[1]
+    assert "the words agree with mos_quality in 40% of 20 rows: they were made in other bins" in line
+    assert ready(monkeypatch, tmp_path, made, Columns())[1] == []
