@@ -131,9 +131,9 @@ def write_conversations(desk: Desk, folder: Path, embedded: bool) -> dict[str, C
         embedded: whether the corpus has images within its files, which are then copied.
 
     Returns:
-        by aspect: `described`, `given_up`, `unreadable`, `no_prompt` and `left` images that have a score.
+        as `count`.
     """
-    counts = {str(aspect): Counter[str]() for aspect in desk.labels.columns}
+    counts = _no_counts(desk)
     schema, new = _schema(desk, embedded), folder / f"{CONVERSATIONS}.new"
     with pq.ParquetWriter(new, schema, compression="zstd") as writer:
         for table in tables(desk.corpus):
@@ -144,6 +144,18 @@ def write_conversations(desk: Desk, folder: Path, embedded: bool) -> dict[str, C
         os.fsync(file.fileno())
     new.replace(folder / CONVERSATIONS)
     return counts
+
+
+def count(desk: Desk) -> dict[str, Counter[str]]:
+    """By aspect: `described`, `given_up`, `unreadable`, `no_prompt` and `left` images that have a score."""
+    counts = _no_counts(desk)
+    for table in tables(desk.corpus):
+        _taught(desk, table, counts)
+    return counts
+
+
+def _no_counts(desk: Desk) -> dict[str, Counter[str]]:
+    return {str(aspect): Counter[str]() for aspect in desk.labels.columns}
 
 
 def _schema(desk: Desk, embedded: bool) -> pa.Schema:

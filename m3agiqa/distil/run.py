@@ -23,6 +23,7 @@ from m3agiqa.distil.online import ask_online
 from m3agiqa.distil.output import (
     CONVERSATIONS,
     check_same,
+    count,
     decides,
     out_folder,
     read_manifest,
@@ -65,10 +66,10 @@ def distil(
             was paid for is written.
     """
     started = time.monotonic()
-    teacher = Teacher(config.teacher, config.limits.longest_retry_after_s)
     desk, folder, counted = _open(config, input_uri, out, labels, scale, say)
     parts = decides(config, absolute(input_uri), desk.labels)
     check_same(folder, parts)
+    teacher = _teacher(desk, folder)
     content = {"m3agiqa": __version__, "decides": parts, "config": config.model_dump(mode="json"), "begun": _now()}
     if (read_manifest(folder) or {}).get("decides") != parts:
         write_manifest(folder, content)
@@ -82,7 +83,7 @@ def distil(
         content |= _result(desk, counts, reason, time.monotonic() - started)
         write_manifest(folder, content)
     if isinstance(reason, UserError):
-        raise UserError(reason.value, reason.rule, f"{reason.cure}: {content['go_on']}")
+        raise _ended(reason, str(content["go_on"]))
     if reason is not None:
         raise reason
     return content
@@ -127,6 +128,27 @@ def _open(
     prompter = Prompter(config.ask.wording, scale, config.ask.blind, config.images.detail)
     journal = Journal(folder, config.budget)
     return Desk(config, corpus, labels, prompter, journal, Estimator(config, prompter, journal)), folder, counted
+
+
+def _teacher(desk: Desk, folder: Path) -> Teacher:
+    """The teacher, before anything is written.
+
+    Raises:
+        UserError: if it cannot be asked; of an output that was begun it says what is there.
+    """
+    config = desk.config
+    try:
+        return Teacher(config.teacher, config.limits.longest_retry_after_s)
+    except UserError as error:
+        desk.journal = Journal.peek(folder, config.budget)
+        if not desk.journal.requests and not desk.journal.pending:
+            raise
+        raise _ended(error, _go_on(count(desk))) from None
+
+
+def _ended(error: UserError, go_on: str) -> UserError:
+    """What ends a run, with what there is."""
+    return UserError(error.value, error.rule, f"{error.cure}: {go_on}")
 
 
 async def _ask(desk: Desk, teacher: Teacher, folder: Path, say: Callable[[str], None]) -> BaseException | None:
@@ -174,8 +196,6 @@ def _result(
     desk: Desk, counts: Mapping[str, Counter[str]], reason: BaseException | None, seconds: float
 ) -> dict[str, Any]:
     journal = desk.journal
-    left = sum(one["left"] for one in counts.values())
-    described = sum(one["described"] for one in counts.values())
     priced = desk.config.budget.input_price is not None and desk.config.budget.output_price is not None
     verdicts = Counter(str(entry.verdict) for entries in journal.answers.values() for entry in entries)
     return {
@@ -187,9 +207,14 @@ def _result(
         "cost": round(journal.cost, 6) if priced else None,
         "failures": dict(desk.failures),
         "stopped": None if reason is None else str(reason) or type(reason).__name__,
-        "left": left,
-        "go_on": f"{described} descriptions are kept, {left} are left" + (f"; {_GO_ON}" if left else ""),
+        "left": sum(one["left"] for one in counts.values()),
+        "go_on": _go_on(counts),
     }
+
+
+def _go_on(counts: Mapping[str, Counter[str]]) -> str:
+    described, left = (sum(one[name] for one in counts.values()) for name in ("described", "left"))
+    return f"{described} descriptions are kept, {left} are left" + (f"; {_GO_ON}" if left else "")
 
 
 def summary(done: Mapping[str, Any], out: str) -> list[str]:
