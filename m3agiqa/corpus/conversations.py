@@ -33,7 +33,8 @@ def objects(uri: str, *, lenient: bool = False) -> Iterator[list[tuple[int, dict
     The file is read whole: a hundred bytes or a kilobyte for each row, as its images are not in it.
 
     Args:
-        lenient: a conversation of another form becomes a row without one, and with `ERROR`.
+        lenient: a conversation of another form becomes a row without one, and with `ERROR`; one without an answer has
+            `ERROR`, too.
 
     Raises:
         UserError: not UTF-8, not JSON, not an array, an item that is no object, or a conversation of another form.
@@ -86,7 +87,7 @@ def _flat(uri: str, number: int, item: dict[str, Any], lenient: bool) -> dict[st
         said = texts(item["conversations"])
         whole = said + [None] * (len(ROLES) - len(said))
         made = {"prompt": prompt_in(said[0]), DESCRIPTION: whole[1], RATING: whole[3]}
-        made |= {ERROR: None} if lenient else {}
+        made |= {ERROR: None if "".join(said[1::2]).strip() else "its conversation holds no answer"} if lenient else {}
     except ValueError as error:
         rule = f"is not user, assistant, user, assistant, each with a text ({error})"
         if not lenient:

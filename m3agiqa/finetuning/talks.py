@@ -226,7 +226,10 @@ def _take(
     rated: Mapping[Aspect, _Rated],
 ) -> None:
     """Adds a row's conversations, or what is wrong with it."""
-    why = [row[ERROR]] if row.get(ERROR) else []
+    if row.get(ERROR):
+        found.bad.append(Bad(label, row[ERROR]))
+        return
+    why: list[str] = []
     talks: list[Talk] = []
     unanswered: list[Aspect] = []
     for aspect, column in plan.description.items():

@@ -141,6 +141,32 @@ def test_published_conversations(tmp_path):
     ]
 
 
+def test_published_conversations_without_answers_are_bad_rows(tmp_path):
+    """A teacher that was not asked leaves nulls, or fields of a CSV empty; a conversation is there to be answered."""
+    items = [conversation(number) for number in range(6)]
+    for number, empty in ((1, (1, 3)), (2, (1,)), (3, (3,))):
+        for message in empty:
+            items[number]["conversations"][message]["content"] = ""
+    del items[4]["conversations"][1:]
+    del items[5]["conversations"][2:]
+    items[5]["conversations"][1]["content"] = " "
+    file = tmp_path / "train_quality.json"
+    file.write_text(json.dumps(items))
+    for columns in (Columns({Q: "description_given"}, {Q: "rating_given"}), both_aspects()):
+        talks = talks_of(str(file), columns=columns)
+        assert [talks.pictures[talk.picture].id for talk in talks.talks if talk.aspect is Q] == ["0"]
+        said = [str(bad) for bad in talks.bad]
+        for number, why in enumerate(("holds no answer", "description is empty", "rating is empty"), start=1):
+            assert said[number - 1].startswith(f"row {number} (id {number}): ")
+            assert why in said[number - 1]
+        assert said[3:] == [f"row {number} (id {number}): its conversation holds no answer" for number in (4, 5)]
+        assert talks.silent == 0
+
+
+def both_aspects():
+    return Columns(dict.fromkeys((Q, A), "description_given"), dict.fromkeys((Q, A), "rating_given"))
+
+
 def test_no_prompt_is_in_two_parts(tmp_path):
     made = [row | {"prompt": f"p{i // 3}"} for i, row in enumerate(rows(60))]
     talks = read(tmp_path, made)
