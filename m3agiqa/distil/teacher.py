@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import json
 import math
 import os
 import time
@@ -86,7 +87,7 @@ def read_key(config: TeacherConfig) -> str | None:
     """The key, from the environment and nowhere else; None where the server wants none.
 
     Raises:
-        UserError: if it is not there, or cannot be sent. The message does not hold it.
+        UserError: if it is not there, cannot be sent, or stands in the configuration too. The message does not hold it.
     """
     if config.key_env is None:
         return None
@@ -97,6 +98,10 @@ def read_key(config: TeacherConfig) -> str | None:
     # The HTTP client would name what it cannot send.
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UserError(config.key_env, "holds characters that no key has", "set it to the key alone")
+    # As it would be written into distil.json, where quotes are escaped.
+    if json.dumps(key)[1:-1] in json.dumps(config.extra, default=str):
+        cure = f"leave it out there: {config.key_env} is sent with each request"
+        raise UserError("teacher.extra", f"holds the key of {config.key_env}, which would be written down", cure)
     return key
 
 

@@ -1,5 +1,9 @@
 """The teacher's key: what is said where it is missing, and that it is not written down."""
 
+import json
+
+import pytest
+
 from tests.distil.distilling import ended, run, written
 from tests.distil.teacher_server import KEY
 
@@ -23,3 +27,30 @@ def test_without_a_key_a_begun_output_says_what_is_there(teacher, labelled, tmp_
     assert len(written(out)) == 5
     monkeypatch.delenv("TEACHER_KEY")
     assert ended(teacher, labelled, out) == f"{missing}: 5 descriptions are kept, 0 are left"
+
+
+QUOTED = 'sk-"quoted"-0123456789'
+
+
+@pytest.mark.parametrize(
+    ("key", "extra"),
+    [
+        (KEY, {"api_key": KEY}),
+        (KEY, {"headers": [{"Authorization": f"Bearer {KEY}"}]}),
+        (KEY, {KEY: 1}),
+        (QUOTED, {"api_key": QUOTED}),
+    ],
+    ids=["value", "within", "name", "escaped"],
+)
+def test_a_key_among_the_further_fields_is_refused(teacher, labelled, tmp_path, monkeypatch, key, extra):
+    monkeypatch.setenv("TEACHER_KEY", key)
+    line = ended(teacher, labelled, tmp_path / "out", f"teacher.extra={json.dumps(extra)}")
+    assert line.startswith("teacher.extra: holds the key of TEACHER_KEY, which would be written down; leave it out")
+    assert key not in line
+    assert not (tmp_path / "out").exists()
+    assert not teacher.asks
+
+
+def test_further_fields_without_the_key_are_sent(teacher, labelled, tmp_path):
+    run(teacher, labelled, tmp_path / "out", "teacher.extra={reasoning_effort: low}")
+    assert {ask.body["reasoning_effort"] for ask in teacher.asks} == {"low"}
