@@ -20,7 +20,7 @@ _WHOLE = {word: i for i, word in enumerate(_UNITS)} | {word: 10 * i for i, word 
 _WHOLE |= {f"{ten} {unit}": _WHOLE[ten] + _WHOLE[unit] for ten in _TENS for unit in _UNITS[1:10]}
 _SPELLED = "|".join(re.escape(word).replace(r"\ ", "[ -]") for word in sorted(_WHOLE, key=len, reverse=True))
 
-_DECIMAL = re.compile(r"(?<![\d.,])(\d+)[.,](\d+)(?![\d]|[.,]\d)")
+_DECIMAL = re.compile(r"(?:(?<![\d.,])(\d+)[.,]|(?<![\w.,])\.)(\d+)(?![\d]|[.,]\d)")
 _DIGIT = "|".join(_UNITS[:10])
 _POINT = re.compile(rf"\b({_SPELLED})\s+(?:point|dot|comma)\s+((?:{_DIGIT})(?:\s+(?:{_DIGIT}))*)\b")
 _WHOLE_NUMBER = re.compile(r"(?<![\d.,])\d+(?![\d]|[.,]\d)")
@@ -28,6 +28,22 @@ _COUNTS = 11
 _HALF = re.compile(rf"\b({_SPELLED}|\d+)\s+and\s+a\s+(half|quarter)\b")
 _NUMBER = rf"(?:\d+(?:[.,]\d+)?|{_SPELLED})"
 _WORD = rf"(?:{'|'.join(RATING_WORDS)})"
+# What stands before a number below zero: a minus, hyphen or dash, which after a letter or digit joins or spans.
+_MINUS = re.compile(r"(?:(?<!\w)[-‐‑‒–—−]|\b(?:minus|negative)\s)\s?$")
+_ABOUT = (
+    r"(?:(?:(?:just|only|perhaps|somewhere)\s+)?"
+    r"(?:about|around|roughly|approximately|nearly|almost|near|close to)\s+(?:a\s+)?)"
+)
+# A number that no noun follows, which it would count.
+_ALONE = (
+    rf"[-−]?(?:\d{{1,3}}(?:[.,]\d+)?|{_SPELLED})\b(?![.,]\d)(?=\s*(?:$|[.;:!?)]|,(?!\s*\d)|"
+    r"(?:but|overall|in all|because|since|due|though|although|given|despite|at best)\b))"
+)
+_NOUN = (
+    r"(?:quality|correspondence|authenticity|image|picture|photo|artwork|rendering|result|verdict|impression|alignment|"
+    r"realism|match|fidelity|it|this)"
+)
+_IS = r"(?::|=|\b(?:is|are|as|was|seems?|appears?|remains|feels|looks|(?:can|could|would|may|might|should) be)\b)"
 
 # A number that is put as a mark, whatever its value.
 _MARKS = [
@@ -35,6 +51,12 @@ _MARKS = [
     r"(?<![\d.,])\d+(?:[.,]\d+)?\s*(?:%|percent\b)",
     rf"\b{_NUMBER}[ -]stars? (?:rating|image|picture|quality|result)\b",
     rf"\b(?:gets?|earns?|deserves?|receives?|merits?|warrants?)\s+(?:a|an|about|around|roughly|only)?\s*{_NUMBER}\b",
+    # Of the image, and not of what is counted in it.
+    rf"(?:\b{_NOUN}|\b(?:that|which|all)|(?:^|[.,;:!?]))(?:\s+overall)?\s*\b"
+    rf"(?:comes?|came|amounts?|adds? up|works? out|boils? down)\s+(?:to|at)\s+(?:{_ABOUT}|an?\s+)?{_ALONE}",
+    rf"\b{_NOUN}\s+(?:lands?|sits?|stands?|settles?|hovers?|ranks?|falls?)\s+(?:at|on|around|near)\s+{_ABOUT}?{_ALONE}",
+    rf"\b{_NOUN}(?:\s+overall)?\s*{_IS}\s*{_ABOUT}{_ALONE}",
+    rf"(?:^|[.!?;]\s+)(?:overall|in sum|in short|all in all)?,?\s*(?:it is|it's|this is)?\s*{_ABOUT}{_ALONE}(?!,)",
 ]
 # That somebody has rated the image.
 _MENTIONS = [
@@ -44,10 +66,6 @@ _MENTIONS = [
     r"\bon (?:a|the) scale\b",
     r"\b(?:many |most )?(?:people|viewers|observers) (?:have )?(?:judged|found|considered|deemed)\b",
 ]
-_NOUN = (
-    r"(?:quality|correspondence|authenticity|image|picture|photo|artwork|rendering|result|verdict|impression|alignment|"
-    r"realism|match|fidelity|it|this)"
-)
 _FILLERS = r"(?:(?:a|an|the|overall|very|quite|rather|fairly|only|just|merely|generally|relatively|at best|simply)\s+)*"
 _SEEN = (
     r"(?:(?:considered|described|judged|deemed|called|regarded|classified|labell?ed|seen|summed up)\s+"
@@ -57,7 +75,6 @@ _ENDS = (
     r"(?=\s*(?:$|[.,;:!?)–—-]|(?:and|but|with|overall|because|since|due|though|although|given|despite|at best|"
     r"in (?:terms|general))\b))"
 )
-_IS = r"(?::|=|\b(?:is|are|as|was|seems?|appears?|remains|feels|looks|(?:can|could|would|may|might|should) be)\b)"
 # A rating word that sums up, as against one that describes a part ("good lighting", "fair skin").
 _VERDICTS = [
     rf"\b{_NOUN}(?:\s+of\s+(?:the|this)\s+\w+)?(?:\s+overall)?\s*{_IS}\s*{_SEEN}{_FILLERS}{_WORD}\b{_ENDS}",
@@ -119,11 +136,18 @@ def _stated(text: str, score: float, own: str) -> str | None:
 def _numbers(text: str) -> Iterator[tuple[str, float]]:
     """Numbers that are not whole, however they are written, with their values. Whole ones count things."""
     for match in _DECIMAL.finditer(text):
-        yield match.group(), float(f"{match.group(1)}.{match.group(2)}")
+        yield from _signed(text, match, float(f"{match.group(1) or 0}.{match.group(2)}"))
     for match in _POINT.finditer(text):
         digits = "".join(str(_UNITS.index(word)) for word in match.group(2).split())
-        yield match.group(), float(f"{_WHOLE[match.group(1).replace('-', ' ')]}.{digits}")
+        yield from _signed(text, match, float(f"{_WHOLE[match.group(1).replace('-', ' ')]}.{digits}"))
     for match in _HALF.finditer(text):
         whole = match.group(1)
         value = int(whole) if whole.isdigit() else _WHOLE[whole.replace("-", " ")]
-        yield match.group(), value + (0.5 if match.group(2) == "half" else 0.25)
+        yield from _signed(text, match, value + (0.5 if match.group(2) == "half" else 0.25))
+
+
+def _signed(text: str, match: re.Match[str], value: float) -> Iterator[tuple[str, float]]:
+    """A number; with what may be a minus before it, which may be a dash as well, also the one below zero."""
+    yield match.group(), value
+    if (minus := _MINUS.search(text, 0, match.start())) is not None:
+        yield text[minus.start() : match.end()], -value
