@@ -34,7 +34,7 @@ from m3agiqa.finetuning.figures import figures_line
 from m3agiqa.finetuning.learner import Learner, load_model
 from m3agiqa.finetuning.parts import Share, Split, shares, split
 from m3agiqa.finetuning.pictures import Pictures
-from m3agiqa.finetuning.proof import Exam, exam, proof_line, prove
+from m3agiqa.finetuning.proof import Exam, exam, proof_lines, prove
 from m3agiqa.finetuning.talks import Bad, Columns, Talks, read_talks
 from m3agiqa.finetuning.trainer import BEST, LAST, Record, Trainer, encoded_parts, write_checkpoint
 from m3agiqa.models import context_length, model_digest, model_folder
@@ -201,7 +201,8 @@ def _train(
             write_adapter(Path(last), load_file(Path(folder) / LAST), targets, config, met)
             run.keep_last(Path(last))
     proof = _prove(config, new, asked, use_gpu)
-    say(proof_line(proof))
+    for line in proof_lines(proof):
+        say(line)
     done = _finish(run, config, new, aspects, base, history(), proof, time.monotonic() - started)
     run.forget_checkpoints(config.ray.storage)
     return done
@@ -251,7 +252,7 @@ def _finish(
     facts |= {"counts": run.counts, "validation": best["validation"], "step": best["step"], "notes": run.notes}
     write_card(new, config, facts | {"steps": history[-1]["step"], "proof": proof})
     provenance = {"training": run.fingerprint, "step": best["step"], "validation": best["validation"], **run.parts}
-    write_sheet(new, provenance)
+    write_sheet(new, config, provenance)
     more = {"best_step": best["step"], "proof": dict(proof), "seconds": round(seconds, 3), "finished": True}
     content = run.write(history, **more)
     with contextlib.suppress(OSError):

@@ -40,9 +40,14 @@ def write_adapter(
         file.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
-def write_sheet(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Writes what identifies the adapter's training. The last file of a folder: with it, it is whole."""
-    text = json.dumps({"provenance": dict(provenance)}, indent=1, ensure_ascii=False)
+def write_sheet(folder: Path, config: FinetuneConfig, provenance: Mapping[str, Any]) -> None:
+    """Writes what identifies the adapter's training. The last file of a folder: with it, it is whole.
+
+    Args:
+        provenance: with the sections of the configuration that decide the weights under `config`.
+    """
+    told = _told(config).model_dump(mode="json", include=set(provenance["config"]))
+    text = json.dumps({"provenance": {**provenance, "config": told}}, indent=1, ensure_ascii=False)
     (folder / SHEET).write_text(text + "\n", encoding="utf-8")
 
 
@@ -52,6 +57,7 @@ def write_card(folder: Path, config: FinetuneConfig, facts: Mapping[str, Any]) -
     Args:
         facts: `base`, `aspects`, `inputs`, `counts`, `validation`, `step`, `steps`, `proof` and `notes`.
     """
+    config = _told(config)
     merge = config.lora.vision or config.lora.connector
     lines = [
         "---",
@@ -99,6 +105,18 @@ def _table(found: Mapping[str, Figures]) -> list[str]:
     return rows
 
 
+def _told(config: FinetuneConfig) -> FinetuneConfig:
+    """The configuration for readers elsewhere."""
+    images, storage = (path and _public(path) for path in (config.corpus.images, config.ray.storage))
+    told = {
+        "model": {"path": _public(config.model.path)},
+        "access": {"roots": tuple(map(_public, config.access.roots))},
+        "corpus": {"images": images},
+        "ray": {"storage": storage},
+    }
+    return config.model_copy(update={name: getattr(config, name).model_copy(update=new) for name, new in told.items()})
+
+
 def _public(uri: str) -> str:
-    """An input for readers elsewhere: of a local one its last two names, and not where it lies on this machine."""
-    return "/".join(Path(uri).parts[-2:]) if is_local(uri) else uri
+    """A place for readers elsewhere: of a local one its last two names, and not where it lies on this machine."""
+    return "/".join([name for name in Path(uri).parts if name not in ("/", "~", "..")][-2:]) if is_local(uri) else uri

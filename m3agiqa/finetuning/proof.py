@@ -50,14 +50,15 @@ def prove(config: FinetuneConfig, adapter: Path, exam: Exam) -> dict[str, Any]:
     """Loads an adapter as a scoring run does, and lets it describe and rate some images.
 
     Returns:
-        `engine`, `figures` (of its own descriptions, by aspect), `images`, and `unscored`: those that were not.
+        `engine`, `figures` (of its own descriptions, by aspect), `images`, `unscored`: those that were not, and
+        `instead`: why it is not the engine that `auto` would rather take, or None.
 
     Raises:
         UserError: if the engine does not take the adapter.
         RuntimeError: if it scores no image.
     """
     aspects = tuple(dict.fromkeys(talk.aspect for talk in exam.talks))
-    run = run_config(config, adapter, aspects)
+    run, instead = run_config(config, adapter, aspects)
     by_picture: dict[int, dict[Aspect, Talk]] = {}
     for talk in exam.talks:
         by_picture.setdefault(talk.picture, {})[talk.aspect] = talk
@@ -82,11 +83,14 @@ def prove(config: FinetuneConfig, adapter: Path, exam: Exam) -> dict[str, Any]:
             f"the {run.engine.kind} engine scored no image ({unscored[0] if unscored else 'none is left'})"
         )
     found = {"engine": run.engine.kind, "images": len(items) - len(unscored), "unscored": len(unscored)}
-    return found | {"figures": figures(judged)}
+    return found | {"figures": figures(judged), "instead": instead}
 
 
-def run_config(config: FinetuneConfig, adapter: Path, aspects: Sequence[Aspect]) -> RunConfig:
+def run_config(config: FinetuneConfig, adapter: Path, aspects: Sequence[Aspect]) -> tuple[RunConfig, str | None]:
     """The configuration of a scoring run with the adapter, on the engine that `proof.engine` asks for.
+
+    Returns:
+        with it, why vLLM is not that engine where `auto` would rather take it.
 
     Raises:
         UserError: if vLLM is asked for and cannot apply the adapter.
@@ -95,22 +99,23 @@ def run_config(config: FinetuneConfig, adapter: Path, aspects: Sequence[Aspect])
     model = config.model.model_copy(update={"adapters": str(adapter)})
     trains_eye = config.lora.vision or config.lora.connector
     tower = trains_eye and bool(TOWER_LORA & set(model_config_json(folder).get("architectures") or []))
-    kind = config.proof.engine
+    kind, instead = config.proof.engine, None
     if kind != "transformers":
         (loaded,) = set(load_adapters(str(adapter), folder).values())
         try:
             check_for_vllm(loaded, folder, tower=tower)
             there = importlib.util.find_spec("vllm") is not None
-            kind = "vllm" if there or kind == "vllm" else "transformers"
-        except UserError:
+            instead = None if there or kind == "vllm" else "is not installed"
+        except UserError as error:
             if kind == "vllm":
                 raise
-            kind = "transformers"
+            instead = f"cannot apply the adapter ({error.rule}); {error.cure}"
+        kind = "vllm" if instead is None else "transformers"
     base = RunConfig()
     engine = {"kind": kind, "vllm_args": {"enable_tower_connector_lora": True} if tower and kind == "vllm" else {}}
     scoring: dict[str, Any] = {"aspects": tuple(aspects), "conversation": config.data.conversation}
     scoring |= {"max_description_tokens": config.proof.max_description_tokens}
-    return base.model_copy(
+    run = base.model_copy(
         update={
             "model": model,
             "engine": base.engine.model_copy(update=engine),
@@ -119,6 +124,7 @@ def run_config(config: FinetuneConfig, adapter: Path, aspects: Sequence[Aspect])
             "images": config.images,
         }
     )
+    return run, instead
 
 
 async def _assess(run: RunConfig, items: Sequence[Item]) -> list[Outcome]:
@@ -144,7 +150,8 @@ def _judged(talks: Mapping[Aspect, Talk], outcome: Outcome) -> list[Judged]:
     return found
 
 
-def proof_line(proof: Mapping[str, Any]) -> str:
-    """`vllm loaded it and scored 8 images: quality right 0.50 ...`, from what `prove` returned."""
+def proof_lines(proof: Mapping[str, Any]) -> list[str]:
+    """`vllm loaded it and scored 8 images: quality right 0.50 ...`, after a note if need be, from `prove`."""
     said: dict[str, Figures] = proof["figures"]
-    return f"{proof['engine']} loaded it and scored {proof['images']} images with it: {figures_line(said)}"
+    note = [f"note: proof.engine=auto takes transformers: vLLM {proof['instead']}"] if proof["instead"] else []
+    return [*note, f"{proof['engine']} loaded it and scored {proof['images']} images with it: {figures_line(said)}"]
