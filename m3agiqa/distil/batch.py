@@ -160,6 +160,8 @@ class _Batches:
                 return journal.add_batch(name, state="never made")
             journal.add_batch(name, state="submitted", id=batch.id)
         batch = await self._wait(journal.batches[name]["id"])
+        if batch.status == "cancelled":
+            self._last_failure = "it was cancelled"
         taken = {_line_of(entry) for entry in self._of(name)}
         ended: UserError | None = None
         for file_id in (batch.output_file_id, batch.error_file_id):

@@ -95,6 +95,7 @@ class TeacherServer:
     Attributes:
         behave: decides each answer. asks: all requests. paid: answers that were sent whole, by (prompt, aspect).
         files, batches: of the Batch API, by id. polls: how often a batch is looked at before it is done.
+        ends: how the next batches end, and how many of their requests are answered by then; the others are completed.
         log: method and path of every request.
     """
 
@@ -105,6 +106,7 @@ class TeacherServer:
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.polls = 2
+        self.ends: list[tuple[str, int]] = []
         self.log: list[str] = []
         self.lose_the_answer_of: str | None = None
         self._seen: Counter[tuple[str, str]] = Counter()
@@ -223,10 +225,20 @@ class TeacherServer:
         return web.json_response(batch)
 
     def _complete(self, batch: dict[str, Any]) -> None:
-        """Answers a batch's requests, as they would be answered one at a time."""
+        """Answers a batch's requests, as they would be answered one at a time, as far as it comes."""
         files: dict[str, list[str]] = {"output": [], "error": []}
-        for line in self.files[batch["input_file_id"]].splitlines():
+        lines = self.files[batch["input_file_id"]].splitlines()
+        batch["status"], answered = self.ends.pop(0) if self.ends else ("completed", len(lines))
+        if batch["status"] == "failed":
+            batch["errors"] = {"object": "list", "data": [{"code": "invalid", "line": 1, "message": "no such model"}]}
+        for place, line in enumerate(lines):
             request = json.loads(line)
+            if place >= answered:
+                if batch["status"] == "expired":
+                    late = {"code": "batch_expired", "message": "it was not executed in time"}
+                    result = {"id": "b", "custom_id": request["custom_id"], "response": None, "error": late}
+                    files["error"].append(json.dumps(result))
+                continue
             ask = self._note(request["body"])
             say = self.behave(ask)
             response = {"status_code": say.status, "request_id": "r", "body": say.body}
@@ -234,9 +246,8 @@ class TeacherServer:
             files["output" if say.status == 200 else "error"].append(json.dumps(result))
             if say.status == 200:
                 self.paid[ask.prompt, ask.aspect] += 1
-        for kind, lines in files.items():
-            if lines:
+        for kind, results in files.items():
+            if results:
                 name = f"file-{len(self.files)}"
-                self.files[name] = "\n".join(lines).encode()
+                self.files[name] = "\n".join(results).encode()
                 batch[f"{kind}_file_id"] = name
-        batch["status"] = "completed"

@@ -55,6 +55,33 @@ def test_a_batch_without_answers_ends_the_run(teacher, labelled, tmp_path):
     assert "1 descriptions are kept, 4 are left" in line
 
 
+def test_a_batch_that_the_server_refuses_is_made_anew_by_the_next_command(teacher, labelled, tmp_path):
+    teacher.ends = [("failed", 0)]
+    line = ended(teacher, labelled, tmp_path / "out", *BATCH)
+    kept = "0 descriptions are kept, 5 are left; the same command goes on"
+    assert line == f"batch batch_0: was refused: no such model; mend that: {kept}"
+    assert not teacher.asks
+    assert run(teacher, labelled, tmp_path / "out", *BATCH)["answers"] == {"paid": 5, "ok": 5}
+    assert len(teacher.batches) == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "why"), [("expired", "HTTP 500: it was not executed in time"), ("cancelled", "it was cancelled")]
+)
+def test_what_a_batch_did_not_come_to_goes_into_the_next(teacher, labelled, tmp_path, end, why):
+    teacher.ends = [(end, 2)]
+    assert run(teacher, labelled, tmp_path / "out", *BATCH)["answers"] == {"paid": 5, "ok": 5}
+    assert [batch["request_counts"]["total"] for batch in teacher.batches.values()] == [5, 3]
+    assert set(teacher.paid.values()) == {1}
+    # One that came to nothing is not asked for again at once, as that might go on for ever.
+    teacher.ends = [(end, 0)]
+    line = ended(teacher, labelled, tmp_path / "other", *BATCH)
+    assert f"a batch gave no answers ({why}); " in line
+    assert "0 descriptions are kept, 5 are left; the same command goes on" in line
+    assert len(teacher.batches) == 3
+    assert run(teacher, labelled, tmp_path / "other", *BATCH)["left"] == 0
+
+
 def test_only_what_the_budget_allows_is_submitted(teacher, labelled, tmp_path):
     line = ended(teacher, labelled, tmp_path / "out", *BATCH, "budget.max_requests=3")
     assert "--max-requests 3: is reached" in line
