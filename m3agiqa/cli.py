@@ -145,7 +145,12 @@ def _add_import_predictor(commands: Any) -> argparse.ArgumentParser:
     imported = commands.add_parser("import-predictor", help="turn a released predictor checkpoint into a folder")
     imported.add_argument("file", metavar="FILE", help="Lightning checkpoint of the M3-AGIQA reference")
     imported.add_argument("--out", required=True, help="a new folder for the predictor")
-    imported.add_argument("--lm-head", metavar="MODEL", help="model folder, hub id or safetensors to fold it onto")
+    imported.add_argument(
+        "--lm-head",
+        metavar="MODEL",
+        help="the model that will score (where an adapter is merged, the merged one), as a folder or hub id: the "
+        "predictor is folded onto its LM head and is for it alone; or a safetensors file of an LM head",
+    )
     imported.add_argument(
         "--aspect",
         choices=[aspect.value for aspect in Aspect],

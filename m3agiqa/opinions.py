@@ -99,7 +99,16 @@ def _load(config: RunConfig, folder: Path) -> Predictor:
     if not aspects:
         judged = ", ".join(config.scoring.aspects)
         raise UserError(shown, f"is for {', '.join(predictor.outputs)}, but the run judges {judged}", "give another")
+    _check_states(config, predictor, shown, aspects)
+    return predictor
+
+
+def _check_states(config: RunConfig, predictor: Predictor, shown: str, aspects: Sequence[Aspect]) -> None:
+    """Refuses a predictor that is for other states than the run's, as far as it says what it is for."""
     ours = states_of(config)
+    made, cure = "trained on", "give the one that belongs to this configuration, or train one: m3agiqa train-predictor"
+    if "imported_from" in predictor.provenance:
+        made, cure = "imported for", "import it again, with --lm-head the model that scores (a merged one as it is)"
     wanted = {f"adapter.{aspect}" for aspect in config.scoring.aspects if aspect not in aspects}
     differing = [
         f"{key} is {ours.get(key, 'none')!r} and was {value!r}"
@@ -107,12 +116,12 @@ def _load(config: RunConfig, folder: Path) -> Predictor:
         if key not in wanted and (not key.startswith("adapter.") or key in ours) and ours.get(key) != value
     ]
     if differing:
-        raise UserError(
-            shown,
-            f"was trained on states of another model or conversation ({'; '.join(differing)})",
-            "give the predictor that belongs to this configuration, or train one: m3agiqa capture, train-predictor",
-        )
-    return predictor
+        rule = f"was {made} states of another model or conversation ({'; '.join(differing)})"
+        raise UserError(shown, rule, cure)
+    # One that was imported with a file for --lm-head does not say which model it is for.
+    width, hidden = str(predictor.head.config.input_width), ours["hidden"]
+    if width != hidden != str(None):
+        raise UserError(shown, f"takes states of {width} numbers a token, but the model's have {hidden}", cure)
 
 
 def _predict(predictor: Predictor, asked: Sequence[tuple[int, Aspect, "torch.Tensor"]]) -> list[Opinion]:

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from m3agiqa.aspects import Aspect
 from m3agiqa.config import load_config
@@ -14,8 +15,13 @@ from m3agiqa.models import model_digest, predictor_folder
 from m3agiqa.opinions import Opinions, check_predictor, with_states
 from m3agiqa.pipeline import run_scoring
 from m3agiqa.predictor import load
+from m3agiqa.predictor.lm_head import LMHead
+from m3agiqa.predictor.published import import_predictor
 from m3agiqa.predictor.states import decode as decode_states
 from m3agiqa.runs import Output, fingerprint_parts
+from m3agiqa.tiny.architecture import Size, write_random_model
+from tests.corpora import write_corpus
+from tests.predictor.reference import Reference
 
 TINY = ("model.path=tiny", "model.dtype=float32", "engine.kind=transformers", "scoring.max_description_tokens=64")
 
@@ -110,8 +116,6 @@ def test_a_predictor_of_logits_is_refused(embedded):
 
 
 def test_scores_of_another_scale_become_0_to_5(embedded):
-    import torch
-
     from m3agiqa.records import Assessment, Captured
 
     width = load(predictor_folder(config_for())).head.config.input_width
@@ -124,6 +128,58 @@ def test_scores_of_another_scale_become_0_to_5(embedded):
     usual = mos("predictor.path=auto")
     assert 0 < usual < 5
     assert mos(embedded(lambda sheet: sheet.update(scale=[-5.0, 15.0]))) == pytest.approx((usual + 5) / 4, abs=1e-5)
+
+
+def random_model(folder, *, seed=0, width=48):
+    size = Size(
+        image_size=64, vision_width=48, vision_layers=1, vision_mlp=64, vision_heads=2,
+        text_width=width, text_layers=1, text_mlp=64, text_head_dim=16,
+    )  # fmt: skip
+    return write_random_model(folder, size, vocabulary=512, seed=seed)
+
+
+def imported(model, out, lm_head):
+    """The setting that names a predictor of a released checkpoint on the logits of a model."""
+    checkpoint = out.with_suffix(".ckpt")
+    torch.save(Reference(inputs=len(LMHead.load(model).weight)).lightning(), checkpoint)
+    import_predictor(checkpoint, out, lm_head=str(lm_head))
+    return f"predictor.path={out}"
+
+
+def test_an_imported_predictor_is_for_the_model_that_it_was_folded_onto(tmp_path):
+    model, other = (random_model(tmp_path / f"model {seed}", seed=seed) for seed in (0, 1))
+    predictor = imported(model, tmp_path / "predictor", model)
+    aspects = "scoring.aspects=quality"
+    check_predictor(config_for(f"model.path={model}", predictor, aspects))
+    assert load(tmp_path / "predictor").states_of == {"base": model_digest(model), "hidden": "48"}
+    with pytest.raises(UserError, match=r"imported for states of another model.*base is .*--lm-head") as caught:
+        check_predictor(config_for(f"model.path={other}", predictor, aspects))
+    assert "\n" not in str(caught.value)
+    # Before any work: the output is not even made.
+    with pytest.raises(UserError, match="imported for states of another model"):
+        run_scoring(
+            config_for(f"model.path={other}", predictor, aspects),
+            write_corpus(tmp_path / "c", 2),
+            str(tmp_path / "out"),
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_predictor_that_does_not_say_its_model_is_refused_by_one_of_another_width(tmp_path):
+    model, same, wide = (
+        random_model(tmp_path / name, seed=i, width=width)
+        for i, (name, width) in enumerate((("model", 48), ("same", 48), ("wide", 64)))
+    )
+    predictor = imported(model, tmp_path / "predictor", model / "model.safetensors")
+    assert load(tmp_path / "predictor").states_of == {}
+    check_predictor(config_for(f"model.path={same}", predictor, "scoring.aspects=quality"))
+    with pytest.raises(
+        UserError, match=r"takes states of 48 numbers a token, but the model's have 64; import"
+    ) as caught:
+        check_predictor(config_for(f"model.path={wide}", predictor, "scoring.aspects=quality"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="but the model's have"):
+        check_predictor(config_for("engine.kind=simulated", predictor, "scoring.aspects=quality"))
 
 
 def test_a_missing_predictor_is_one_line(tmp_path):

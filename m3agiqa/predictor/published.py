@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from m3agiqa.adapters.files import listed
 from m3agiqa.config import ModelConfig
 from m3agiqa.errors import UserError
-from m3agiqa.models import model_digest, model_folder
+from m3agiqa.models import hidden_width, model_digest, model_folder
 from m3agiqa.predictor.head import Head, HeadConfig
 from m3agiqa.predictor.lm_head import LMHead
 from m3agiqa.predictor.slstm import GATES
@@ -47,9 +47,11 @@ def import_predictor(
     Args:
         file: the checkpoint; nothing in it is run.
         out: a new or an empty folder.
-        lm_head: checkpoint folder, hub id or safetensors file of the model whose states it will see. Its LM
-            head is folded into the first layer, or stored where that is not exact. None keeps the first
-            layer, and the predictor takes logits.
+        lm_head: checkpoint folder or hub id of the model whose states it will see, or a safetensors file of its
+            LM head. That is folded into the first layer, or stored where folding is not exact. With a model the
+            predictor is for that very checkpoint (`states_of`): where an adapter is merged, give the merged one,
+            as its digest is another. With a file all models of its width will do. None keeps the first layer, and
+            the predictor takes logits.
         outputs: what the checkpoint predicts.
         pooling: a checkpoint does not say; mean in all released ones.
 
@@ -65,10 +67,11 @@ def import_predictor(
     layout = _to_vanilla(tensors, shown)
     head = build_head(_config(tensors, outputs, pooling, shown), tensors, shown, _published)
     provenance = {"imported_from": path.name, "sha256": _sha256(path), "slstm_layout": layout}
+    states_of: dict[str, str] = {}
     if lm_head is not None:
-        head, folding = _fold(head, lm_head)
+        head, folding, states_of = _fold(head, lm_head)
         provenance |= folding
-    predictor = Predictor(head, provenance=provenance)
+    predictor = Predictor(head, states_of=states_of, provenance=provenance)
     predictor.save(out)
     return predictor
 
@@ -187,7 +190,8 @@ def _published(name: str) -> str:
     return old + name.removeprefix(new)
 
 
-def _fold(head: Head, source: str) -> tuple[Head, dict[str, str]]:
+def _fold(head: Head, source: str) -> tuple[Head, dict[str, str], dict[str, str]]:
+    """The head on hidden states, how that was done, and what of the states' origin is known."""
     path = Path(source).expanduser()
     if not path.is_file():
         path = model_folder(ModelConfig.model_validate({"path": source}))
@@ -203,7 +207,11 @@ def _fold(head: Head, source: str) -> tuple[Head, dict[str, str]]:
         )
     folded = head.fold_onto(lm_head)
     way = "folded" if folded.config.long_way is None else "stored, as folding is not exact"
-    return folded, {"lm_head": model_digest(path) if path.is_dir() else _sha256(path), "lm_head_is": way}
+    if path.is_file():
+        return folded, {"lm_head": _sha256(path), "lm_head_is": way}, {}
+    # As `runs.states_of` names them, so that a run compares them with its own.
+    states_of = {"base": model_digest(path), "hidden": str(hidden_width(path))}
+    return folded, {"lm_head": states_of["base"], "lm_head_is": way}, states_of
 
 
 def _sha256(file: Path) -> str:
