@@ -62,6 +62,16 @@ class Vary(Section):
         return tuple(_loss(one) for one in value)
 
 
+class Data(DataConfig):
+    """What is trained on, and in what order."""
+
+    split_by: Literal["prompt", "id", "split"] = Field(
+        "prompt",
+        description="prompt (no prompt is in two parts), id, or the column split (train, val, test), which is not read "
+        "otherwise: the test part is drawn from all images",
+    )
+
+
 class Measure(Section):
     """How often, on what, and how sure."""
 
@@ -84,7 +94,7 @@ class AblateConfig(Config):
     vary: Vary = Vary.model_construct()
     shape: HeadShape = HeadShape.model_construct()
     optim: OptimConfig = OptimConfig.model_construct()
-    data: DataConfig = DataConfig.model_construct()
+    data: Data = Data.model_construct()
     measure: Measure = Measure.model_construct()
 
     @model_validator(mode="after")

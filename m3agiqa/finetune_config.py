@@ -83,7 +83,9 @@ class TalksConfig(Section):
 
     conversation: str = Field("v1", description="Version of the questions, that of the scoring later on")
     split_by: Literal["prompt", "id", "split"] = Field(
-        "prompt", description="prompt (no prompt is in two parts), id, or the column split (train, val, test)"
+        "prompt",
+        description="prompt (none is both trained on and validated with), id, or the column split (train, val, test); "
+        "what that marks as test is left out whatever this is",
     )
     validation_share: float = Field(
         0.1, gt=0, lt=1, description="Of the images, to choose the best step by; with split or --validation unused"

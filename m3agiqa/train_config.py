@@ -73,7 +73,9 @@ class DataConfig(Section):
     """What is trained on, and in what order."""
 
     split_by: Literal["prompt", "id", "split"] = Field(
-        "prompt", description="prompt (no prompt is in two parts), id, or the column split (train, val, test)"
+        "prompt",
+        description="prompt (none is both trained on and validated with), id, or the column split (train, val, test); "
+        "what that marks as test is left out whatever this is",
     )
     validation_share: float = Field(
         0.1,

@@ -1,7 +1,8 @@
 """Which conversations are trained on and which judge, and which worker has them.
 
 All conversations of an image are in one part and with one worker. By default all images of a prompt are in one
-part, too: an adapter that has seen a validation prompt in training looks better than it is.
+part, too: an adapter that has seen a validation prompt in training looks better than it is. What the column `split`
+marks as test is in no part, however the others are split.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from m3agiqa.aspects import Aspect
 from m3agiqa.errors import UserError
 from m3agiqa.finetune_config import FinetuneConfig
 from m3agiqa.finetuning.talks import Picture, Talk, Talks
-from m3agiqa.predictor.splits import check_validation, hold_out, part_of_name
+from m3agiqa.predictor.splits import TEST, check_validation, hold_out, part_of_name, test_notes
 from m3agiqa.seen import TRAIN, VALIDATION, Seen, seen, union
 
 PARTS = ("train", "val")
@@ -97,23 +98,26 @@ def split(
         UserError: for a part that comes out empty, and unknown values of `split`.
     """
     pictures = talks.pictures
-    check_validation(validation, (picture.origin for picture in pictures), training_inputs, "conversation")
-    part_of = ["train" if picture.origin < training_inputs else "val" for picture in pictures]
+    origins, tests = [p.origin for p in pictures], [part_of_name(p.split) == TEST for p in pictures]
+    check_validation(validation, origins, tests, training_inputs, "conversation")
+    given = ["train" if origin < training_inputs else "val" for origin in origins]
+    part_of = [TEST if is_test else part for part, is_test in zip(given, tests, strict=True)]
     if config.data.split_by == "split":
         part_of = _by_column(pictures, part_of, training_inputs)
     elif "val" not in part_of:
         by_prompt = config.data.split_by == "prompt"
         groups = [f"prompt {p.prompt}" if by_prompt and p.prompt is not None else f"id {p.id}" for p in pictures]
         rng = np.random.default_rng(config.optim.seed)
-        wanted = config.data.validation_share * len(pictures)
-        for i in hold_out(range(len(pictures)), groups, wanted, rng):
+        left = [i for i, part in enumerate(part_of) if part == "train"]
+        for i in hold_out(left, groups, config.data.validation_share * len(left), rng):
             part_of[i] = "val"
     mine = [talk for talk in talks.talks if talk.aspect in aspects]
     train, judged = ([talk for talk in mine if part_of[talk.picture] == part] for part in PARTS)
     for name, part in (("training", train), ("validation", judged)):
         if not part:
             cure = "give more images, or another share; data.split_by=id splits within a prompt"
-            raise UserError(f"the {name} part", f"holds no conversations of {', '.join(aspects)}", cure)
+            kept = f" beside {sum(tests)} test images" if any(tests) else ""
+            raise UserError(f"the {name} part", f"holds no conversations of {', '.join(aspects)}{kept}", cure)
     return Split(train, _spread(judged, config.watch.most_rows), _notes(pictures, part_of))
 
 
@@ -141,9 +145,7 @@ def _notes(pictures: Sequence[Picture], part_of: Sequence[str]) -> tuple[str, ..
     notes = []
     if shared := len(prompts["val"] & prompts["train"]):
         notes.append(f"{shared} of {len(prompts['val'])} validation prompts are also trained on: figures flatter")
-    if tests := sum(part == "test" for part in part_of):
-        notes.append(f"{tests} test images are not touched")
-    return tuple(notes)
+    return (*notes, *test_notes(part_of, prompts))
 
 
 def shares(found: Split, pictures: Sequence[Picture], workers: int) -> list[Share]:

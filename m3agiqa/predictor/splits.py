@@ -1,7 +1,8 @@
 """Which conversations are trained on, which choose the best epoch, and which calibrate the intervals.
 
 All aspects of an image are in one part. By default all images of a prompt are, too: a predictor that has seen
-a validation prompt in training looks better than it is.
+a validation prompt in training looks better than it is. What the column `split` marks as test is in no part, however
+the others are split: whoever wrote it there means to measure on it.
 
 Intervals are calibrated on images that no adapter was trained on, where they are enough: the states of the others
 tell more of their score than those of new images do, and intervals from them hold less often than they say.
@@ -9,7 +10,7 @@ tell more of their score than those of new images do, and intervals from them ho
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -21,6 +22,8 @@ from m3agiqa.seen import TRAIN, union
 from m3agiqa.train_config import TrainConfig
 
 _NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+TEST = "test"
+"""The part that no training touches."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,10 @@ def split(conversations: Conversations, config: TrainConfig, names: Sequence[str
         UserError: for a part that comes out empty or too small for its use, and unknown values of `split`.
     """
     given = [one.uri for one in conversations.sets[training_sets:]]
-    check_validation(given, conversations.origin, training_sets, f"label of {', '.join(names)} with states")
+    tests = [part_of_name(one) == TEST for one in conversations.splits]
+    check_validation(given, conversations.origin, tests, training_sets, f"label of {', '.join(names)} with states")
     rng = np.random.default_rng(config.optim.seed)
-    part_of = _given(conversations, config, training_sets)
+    part_of = _given(conversations, tests, config, training_sets)
     groups = _groups(conversations, by_prompt=config.data.split_by != "id")
     images = [i for i, part in enumerate(part_of) if part == "train"]
     if "val" not in part_of:
@@ -81,14 +85,18 @@ def split(conversations: Conversations, config: TrainConfig, names: Sequence[str
     return parts
 
 
-def check_validation(given: Sequence[str], origins: Iterable[int], training: int, what: str) -> None:
+def check_validation(
+    given: Sequence[str], origins: Iterable[int], tests: Iterable[bool], training: int, what: str
+) -> None:
     """Refuses validation inputs of which nothing can be used: a share of the training would judge in their place.
 
     Args:
-        given: their URIs. origins: number of the input of each image that has a `what`.
+        given: their URIs. origins: number of the input of each image that has a `what`. tests: which are for tests.
         training: the first so many inputs are for training.
     """
-    if given and all(origin < training for origin in origins):
+    judging = [is_test for origin, is_test in zip(origins, tests, strict=True) if origin >= training]
+    if given and all(judging):
+        what += " and is no test image" if judging else ""
         cure = "give others, or leave it out: a share of the training images (data.validation_share) judges then"
         raise UserError(f"--validation {', '.join(given)}", f"no image has a {what}", cure)
 
@@ -132,9 +140,10 @@ def labels_needed(level: float) -> int:
     return math.ceil(exact / (1 - exact))
 
 
-def _given(conversations: Conversations, config: TrainConfig, training_sets: int) -> list[str]:
+def _given(conversations: Conversations, tests: Sequence[bool], config: TrainConfig, training_sets: int) -> list[str]:
     """The part of each image before anything is held out."""
-    part_of = ["train" if origin < training_sets else "val" for origin in conversations.origin]
+    origins = zip(conversations.origin, tests, strict=True)
+    part_of = [TEST if is_test else "train" if origin < training_sets else "val" for origin, is_test in origins]
     if config.data.split_by != "split":
         return part_of
     unknown = Counter(str(one) for one in conversations.splits if part_of_name(one) is None)
@@ -142,13 +151,10 @@ def _given(conversations: Conversations, config: TrainConfig, training_sets: int
         value, count = unknown.most_common(1)[0]
         rule = f"{count} images have the value {value} in the column split"
         raise UserError("data.split_by=split", rule, "write train, val or test there, or split by prompt")
-    named = [_NAMES[str(one)] for one in conversations.splits]
+    named = [str(part_of_name(one)) for one in conversations.splits]
     if len(conversations.sets) > training_sets:
         # A validation set of its own is validation whatever its column says, but for what is kept for tests.
-        return [
-            "test" if name == "test" else ("train" if name == "train" and part == "train" else "val")
-            for name, part in zip(named, part_of, strict=True)
-        ]
+        return [part if name == "train" else name for name, part in zip(named, part_of, strict=True)]
     if "val" not in named:
         raise UserError("data.split_by=split", "no image is of the part val", "mark some, or split by prompt")
     return named
@@ -161,8 +167,8 @@ def _groups(conversations: Conversations, *, by_prompt: bool) -> list[str]:
 
 
 def part_of_name(value: str | None) -> str | None:
-    """`train`, `val` or `test` of what a column `split` holds; None for anything else."""
-    return _NAMES.get(str(value))
+    """`train`, `val` or `test` of what a column `split` holds, in whatever case; None for anything else."""
+    return _NAMES.get(str(value).strip().lower())
 
 
 def hold_out(images: Sequence[int], groups: Sequence[str], wanted: float, rng: np.random.Generator) -> list[int]:
@@ -187,18 +193,32 @@ def _notes(conversations: Conversations, part_of: Sequence[str]) -> tuple[str, .
     notes = []
     if shared := len(prompts["val"] & prompts["train"]):
         notes.append(f"{shared} of {len(prompts['val'])} validation prompts are also trained on: scores flatter")
-    if tests := sum(part == "test" for part in part_of):
+    return (*notes, *test_notes(part_of, prompts))
+
+
+def test_notes(part_of: Sequence[str], prompts: Mapping[str, set[str]]) -> list[str]:
+    """What is said of the images that are kept for tests.
+
+    Args:
+        part_of: the part of each image. prompts: those of each part.
+    """
+    notes = []
+    if tests := part_of.count(TEST):
         notes.append(f"{tests} test images are not touched")
-    return tuple(notes)
+    if shared := len(prompts[TEST] & prompts["train"]):
+        notes.append(f"{shared} of {len(prompts[TEST])} test prompts are also trained on: scores on them flatter")
+    return notes
 
 
 def _check(conversations: Conversations, parts: Parts, config: TrainConfig, names: Sequence[str]) -> None:
     wide = "give more images, or other shares; data.split_by=id splits within a prompt"
+    tests = sum(part_of_name(one) == TEST for one in conversations.splits)
+    kept = f" beside {tests} test images" if tests else ""
     for i, name in enumerate(names):
         for part, keys in (("training", parts.train), ("validation", parts.validation)):
             labels = conversations.label[keys][conversations.output[keys] == i]
             if not len(labels):
-                raise UserError(f"the {part} part", f"holds no labels of {name}", wide)
+                raise UserError(f"the {part} part", f"holds no labels of {name}{kept}", wide)
             if labels.min() == labels.max():
                 raise UserError(f"the {part} part", f"its {len(labels)} labels of {name} are all {labels[0]:g}", wide)
         level, held = config.calibration.level, int((conversations.output[parts.calibration] == i).sum())

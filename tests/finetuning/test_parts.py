@@ -45,6 +45,11 @@ def test_validation_inputs_without_a_conversation_are_refused(tmp_path, no_train
     for more in ((), ("data.split_by=split",)):
         with pytest.raises(UserError, match=f"--validation {other}: no image has a conversation; give others"):
             finetune(settings("tiny", *more), [file], str(tmp_path / "a"), validation=[other], say=list)
+    kept = write(
+        tmp_path / "t", [row | {"id": f"t{i}", "split": "test"} for i, row in enumerate(rows(3))], pictures=False
+    )
+    with pytest.raises(UserError, match=f"--validation {kept}: no image has a conversation and is no test image; give"):
+        finetune(settings("tiny"), [file], str(tmp_path / "a"), validation=[kept], say=list)
     talks = talks_of(file, write(tmp_path / "w", [row | {"id": "w"} for row in rows(1)], pictures=False))
     found = split(talks, settings("tiny"), talks.aspects, 1, [other])
     assert [talks.pictures[talk.picture].id for talk in found.validation] == ["w", "w"]

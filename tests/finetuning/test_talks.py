@@ -195,6 +195,23 @@ def test_the_column_split_is_kept_to(tmp_path):
         split(talks, settings("tiny", "data.split_by=split"), talks.aspects, 1)
 
 
+@pytest.mark.parametrize("split_by", ["prompt", "id"])
+def test_tests_are_not_touched_however_the_others_are_split(tmp_path, split_by):
+    made = [row | {"split": ("train", "test", "")[i % 3], "prompt": f"p{i // 2}"} for i, row in enumerate(rows(60))]
+    talks = read(tmp_path, made)
+    config = settings("tiny", f"data.split_by={split_by}", "data.validation_share=0.2")
+    found = split(talks, config, talks.aspects, 1)
+    train, judged = ({talks.pictures[t.picture].id for t in part} for part in (found.train, found.validation))
+    assert train | judged == {row["id"] for row in made if row["split"] != "test"}
+    assert not train & judged
+    assert len(judged) == 8
+    assert "20 test images are not touched" in found.notes
+    assert any(note.endswith("test prompts are also trained on: scores on them flatter") for note in found.notes)
+    only = read(tmp_path / "only", [row | {"split": "test"} for row in made])
+    with pytest.raises(UserError, match=r"the training part: holds no conversations of .* beside 60 test images"):
+        split(only, config, only.aspects, 1)
+
+
 def test_workers_share_images_not_conversations(tmp_path):
     talks = read(tmp_path, rows(21))
     found = split(talks, settings("tiny"), talks.aspects, 1)

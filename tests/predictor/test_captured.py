@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from m3agiqa.errors import UserError
 from m3agiqa.predictor.captured import chunks, open_captured, read_chunk, read_conversations
 from m3agiqa.predictor.splits import split
 from m3agiqa.seen import FILE, VALIDATION, seen, union
@@ -90,6 +94,43 @@ def test_the_column_split_is_kept_to_and_tests_are_not_touched(tmp_path):
         assert {conversations.splits[conversations.image[key]] for key in keys} == {part}
     assert parts.notes == ("22 test images are not touched",)
     assert len(parts.train) + len(parts.validation) + len(parts.calibration) == 68
+
+
+@pytest.mark.parametrize("split_by", ["prompt", "id"])
+def test_tests_are_not_touched_however_the_others_are_split(tmp_path, split_by):
+    made = rows(90, prompts=30)
+    for i, row in enumerate(made):
+        row["split"] = ("train", "Test", None, "fold 3")[i % 4]
+    conversations, parts = plan(write(tmp_path / "set", made), f"data.split_by={split_by}")
+    taken = np.concatenate([parts.train, parts.validation, parts.calibration])
+    assert "Test" not in {conversations.splits[conversations.image[key]] for key in taken}
+    # All others, with no part but the tests' decided by the column.
+    assert len(taken) == len(set(taken)) == 90 - 23
+    assert 6 <= len(parts.validation) <= 9
+    assert "23 test images are not touched" in parts.notes
+    assert any(note.endswith("test prompts are also trained on: scores on them flatter") for note in parts.notes)
+
+
+def test_a_validation_set_does_not_judge_by_its_test_images(tmp_path):
+    sets = [rows(60), rows(30, 1, prefix="v")]
+    for i, row in enumerate(sets[1]):
+        row["split"] = "test" if i % 3 else "train"
+    sets[0] = [row | {"split": None} for row in sets[0]]
+    folders = [write(tmp_path / name, made) for name, made in zip("ab", sets, strict=True)]
+    config = load(TrainConfig, None, SMALL)
+
+    def parts_of(*names):
+        conversations = read_conversations([open_captured(name) for name in names], QUALITY, (0.0, 5.0))
+        return conversations, split(conversations, config, ("quality",), 1)
+
+    conversations, parts = parts_of(*folders)
+    assert ids_of(conversations, parts.validation) == {row["id"] for row in sets[1][::3]}
+    assert "20 test images are not touched" in parts.notes
+    only = write(tmp_path / "c", [row | {"split": "test"} for row in sets[1]])
+    with pytest.raises(UserError, match=r"--validation .*no image has a label of quality with states and is no test"):
+        parts_of(folders[0], only)
+    with pytest.raises(UserError, match=r"the training part: holds no labels of quality beside 30 test images"):
+        parts_of(only)
 
 
 def test_what_has_no_label_or_no_states_is_left_out_and_counted(tmp_path):
