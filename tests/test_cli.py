@@ -17,6 +17,8 @@ from m3agiqa.cli import main
 from tests.corpora import picture, write_bad_inputs
 
 SIMULATED = ["--set", "engine.kind=simulated"]
+ROOT = Path(__file__).parent.parent
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
@@ -35,6 +37,16 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     assert "Traceback" not in err
     assert len(err.splitlines()) == 1, err
     return err
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
+def test_a_job_is_its_command(job, tmp_path):
+    env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    command = [sys.executable, str(job), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    name = {"distill": "distil"}.get(job.stem, job.stem.replace("_", "-"))
+    assert done.stdout.startswith(f"usage: m3agiqa {name} [-h]")
 
 
 def test_a_wrong_path(capsys, tmp_path):
