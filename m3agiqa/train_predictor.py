@@ -30,6 +30,7 @@ from m3agiqa.predictor.captured import (
     Chunk,
     Conversations,
     common_states_of,
+    first_answers,
     open_captured,
     read_chunk,
     read_conversations,
@@ -66,6 +67,19 @@ class _Job:
     board: Any
     begun: Any
     """The checkpoint of an earlier command, to go on from, or None."""
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What the predictor says of the states that it was trained on (`Predictor.states_of`, `trained_on`).
+
+    Attributes:
+        first_answer: whose descriptions they are of.
+    """
+
+    states_of: dict[str, str]
+    first_answer: str
+    met: Seen | None
 
 
 def train_predictor(
@@ -119,7 +133,10 @@ def train_predictor(
     with Teller(run, wording, config.track, values, lambda: ray.get(board.history.remote()), say):
         result = fit(_work, job, run, config.ray, use_gpu=use_gpu, verbose=verbose)
     history = ray.get(board.history.remote())
-    done = _finish(job, run, result, history, common_states_of(sets, names), trained_on(conversations, parts), started)
+    origin = _Origin(
+        common_states_of(sets, names), first_answers(sets[: len(inputs)]), trained_on(conversations, parts)
+    )
+    done = _finish(job, run, result, history, origin, started)
     run.forget_checkpoints(config.ray.storage)
     return done
 
@@ -281,8 +298,7 @@ def _finish(
     run: TrainingRun,
     result: Any,
     history: list[EpochRecord],
-    states_of: dict[str, str],
-    met: Seen | None,
+    origin: _Origin,
     started: float,
 ) -> dict[str, Any]:
     """Calibrates the best weights and writes the predictor."""
@@ -290,16 +306,16 @@ def _finish(
     best = max((record for record in history if record["best"]), key=lambda record: record["epoch"])
     scores = torch.tensor(result.return_value["calibration"])
     provenance = {"training": run.fingerprint, "epoch": best["epoch"], "validation": best["validation"]}
-    provenance["notes"] = list(run.notes)
+    provenance |= {"first_answer": origin.first_answer, "notes": list(run.notes)}
     with result.checkpoint.as_directory() as folder:
         predictor = Predictor(
             build_head(config, load_file(Path(folder) / BEST), f"{folder}/{BEST}"),
             job.scale,
             standardisation(job.train.labels, job.outputs),
             _calibrations(job, scores),
-            states_of,
+            origin.states_of,
             provenance | run.parts,
-            met,
+            origin.met,
         )
         intervals = {name: one.model_dump() for name, one in predictor.calibration.items()}
         seconds = round(time.monotonic() - started, 3)

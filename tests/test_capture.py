@@ -20,6 +20,7 @@ from m3agiqa.engine.base import Item, Outcome, create_engine
 from m3agiqa.errors import UserError
 from m3agiqa.models import model_folder
 from m3agiqa.pipeline import run_scoring
+from m3agiqa.predictor.captured import open_captured
 from m3agiqa.predictor.states import decode as decode_states
 from m3agiqa.runs import Output, states_of
 
@@ -150,7 +151,7 @@ def test_a_row_without_a_given_description_is_rejected(tmp_path, pictures, local
     out = tmp_path / "out"
     manifest = run_scoring(config("transformers", *given, *CAPTURED), str(pictures), str(out))
     assert manifest.counts == {"ok": ROWS - 1, "rejected": 1}
-    assert manifest.first_answer == "given"
+    assert manifest.first_answer == open_captured(str(out)).first_answer == "given"
     rows = {row["id"]: row for row in Output(str(out)).rows().to_pylist()}
     assert rows["4"]["error"] == "no given description of quality (column 'teacher_text')"
     assert rows["4"]["quality_states"] is None

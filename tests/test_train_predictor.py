@@ -44,7 +44,7 @@ def train(captured, out, *more, labels=QUALITY, **options):
 
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("captured") / "set", rows(120, prompts=60))
+    return write(tmp_path_factory.mktemp("captured") / "set", rows(120, prompts=60), first_answer="own")
 
 
 @pytest.fixture
@@ -84,7 +84,8 @@ def test_a_predictor_comes_out(captured, trained):
     assert predictor.trained_on.met("prompt", ["never", "i 7"]) == ["i 7"]
     ids = [f"i{i:04}" for i in range(120)]
     assert len(predictor.trained_on.met("id", ids, TRAIN)) == done["counts"]["train"]["images"]
-    assert predictor.provenance["notes"] == done["notes"]
+    assert predictor.provenance["notes"] == done["notes"] == []
+    assert predictor.provenance["first_answer"] == "own"
     beside = out.with_name("predictor.training")
     assert sorted(p.name for p in beside.iterdir()) == ["last", "tensorboard", "training.json"]
     assert json.loads((beside / "training.json").read_text()) == done
@@ -133,8 +134,8 @@ def test_what_is_done_is_not_done_again(captured, trained):
 @pytest.mark.slow
 def test_two_workers_with_two_aspects_and_a_validation_set(tmp_path, local_ray):
     aspects = ("quality", "correspondence")
-    first = write(tmp_path / "a", rows(70, 1, aspects, prefix="a"), files=1)
-    second = write(tmp_path / "b", rows(50, 2, aspects, prefix="b"), files=3)
+    first = write(tmp_path / "a", rows(70, 1, aspects, prefix="a"), files=1, first_answer="own")
+    second = write(tmp_path / "b", rows(50, 2, aspects, prefix="b"), files=3, first_answer="given")
     other = write(tmp_path / "v", rows(30, 3, aspects, prefix="a"), files=1, fingerprint="f1")
     made = {aspect: f"mos_{aspect}" for aspect in aspects}
     with pytest.raises(UserError, match="id a0000"):
@@ -145,7 +146,13 @@ def test_two_workers_with_two_aspects_and_a_validation_set(tmp_path, local_ray):
     assert done["counts"]["validation"] == {"images": 30, "quality": 30, "correspondence": 30}
     best = done["epochs"][done["best_epoch"] - 1]["validation"]
     assert min(best[aspect]["srcc"] for aspect in aspects) > 0.9
-    assert load_predictor(tmp_path / "p").outputs == aspects
+    predictor = load_predictor(tmp_path / "p")
+    assert predictor.outputs == aspects
+    assert predictor.provenance["first_answer"] == "given and own"
+    assert [line for line in said if "given in" in line] == [
+        f"note: descriptions are the model's own in {first}, and given in {second}"
+    ]
+    assert predictor.provenance["notes"] == done["notes"] == [line[6:] for line in said if line.startswith("note: ")]
 
 
 def kill_worker(beside, after_epochs):

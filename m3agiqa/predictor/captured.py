@@ -1,6 +1,7 @@
 """Captured sets: what `m3agiqa capture` writes, read for training. Knows nothing of Ray, and loads no torch.
 
-SET/run.json            among others `fingerprint`, and `states_of`: what made the states
+SET/run.json            among others `fingerprint`, `states_of`: what made the states, and `first_answer`: whose
+                        descriptions they are of
 SET/scores/*.parquet    a row an image: the corpus's columns (labels among them), and of each aspect
                         `{aspect}_states` (bfloat16 [tokens, H], row by row) and `{aspect}_tokens`
 
@@ -40,6 +41,7 @@ class CapturedSet:
         uri: of the folder. fingerprint, states_of: from its manifest.
         files: URIs of its parquet files, sorted. schema: of the first of them.
         met: what the adapters that made it were trained on; None where that is not known.
+        first_answer: whether its descriptions are the model's `own` or `given`; None where it does not say.
     """
 
     uri: str
@@ -48,6 +50,7 @@ class CapturedSet:
     files: tuple[str, ...]
     schema: pa.Schema
     met: Seen | None = field(default=None, compare=False, repr=False)
+    first_answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def open_captured(uri: str, flag: str = "--input") -> CapturedSet:
         with store.open_input_stream(f"{path}/run.json") as stream:
             manifest = json.loads(stream.read())
         fingerprint, states_of = manifest["fingerprint"], manifest["states_of"]
-        unfinished = manifest.get("finished", "") is None
+        unfinished, first_answer = manifest.get("finished", "") is None, manifest.get("first_answer")
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -128,7 +131,7 @@ def open_captured(uri: str, flag: str = "--input") -> CapturedSet:
         raise UserError(said, "holds no rows in scores/", "capture some images into it")
     files = tuple(join(join(uri, "scores"), name) for name in names)
     made_by = {k: str(v) for k, v in states_of.items()}
-    return CapturedSet(uri, str(fingerprint), made_by, files, _schema(files[0]), read_seen(uri))
+    return CapturedSet(uri, str(fingerprint), made_by, files, _schema(files[0]), read_seen(uri), first_answer)
 
 
 def read_conversations(
@@ -174,6 +177,11 @@ def common_states_of(sets: Sequence[CapturedSet], aspects: Sequence[str]) -> dic
                 "give sets that one model, with the same adapters and questions, was captured for",
             )
     return wanted[0]
+
+
+def first_answers(sets: Sequence[CapturedSet]) -> str:
+    """Whose descriptions the sets' conversations go on with: `own`, `given`, `unknown`, or those of them that occur."""
+    return " and ".join(sorted({one.first_answer or "unknown" for one in sets}))
 
 
 def _of_aspects(states_of: Mapping[str, str], aspects: Sequence[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 
 from m3agiqa.errors import UserError
-from m3agiqa.predictor.captured import Conversations, Ints
+from m3agiqa.predictor.captured import CapturedSet, Conversations, Ints
 from m3agiqa.seen import TRAIN, union
 from m3agiqa.train_config import TrainConfig
 
@@ -80,7 +80,8 @@ def split(conversations: Conversations, config: TrainConfig, names: Sequence[str
         part_of[i] = "calibration"
     of_conversation = np.array(part_of)[conversations.image]
     train, validation, calibration = (np.flatnonzero(of_conversation == p) for p in ("train", "val", "calibration"))
-    parts = Parts(train, validation, calibration, (*_notes(conversations, part_of), *_interval_notes(held, taught)))
+    notes = (*_answer_notes(conversations.sets, training_sets), *_notes(conversations, part_of))
+    parts = Parts(train, validation, calibration, (*notes, *_interval_notes(held, taught)))
     _check(conversations, parts, config, names)
     return parts
 
@@ -132,6 +133,22 @@ def _interval_notes(held: Sequence[int], taught: set[int]) -> list[str]:
         f"an adapter was trained on {both} of the {len(held)} calibration images, so that intervals may be too narrow: "
         "capture labelled images that it was not trained on as well, or raise finetune's data.validation_share"
     ]
+
+
+def _answer_notes(sets: Sequence[CapturedSet], training_sets: int) -> list[str]:
+    """What whose descriptions the states are of means for the scores."""
+    of = {kind: [one.uri for one in sets if one.first_answer == kind] for kind in ("own", "given")}
+    notes = []
+    if all(of.values()):
+        notes.append(
+            f"descriptions are the model's own in {', '.join(of['own'])}, and given in {', '.join(of['given'])}"
+        )
+    if any(one.first_answer == "given" for one in sets[:training_sets]):
+        notes.append(
+            "it is trained on states of given descriptions, but in use it sees the model's own: figures and intervals "
+            "from given ones may flatter"
+        )
+    return notes
 
 
 def labels_needed(level: float) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from m3agiqa.errors import UserError
-from m3agiqa.predictor.captured import chunks, open_captured, read_chunk, read_conversations
+from m3agiqa.predictor.captured import chunks, first_answers, open_captured, read_chunk, read_conversations
 from m3agiqa.predictor.splits import split
 from m3agiqa.seen import FILE, VALIDATION, seen, union
 from m3agiqa.settings import load
@@ -131,6 +131,35 @@ def test_a_validation_set_does_not_judge_by_its_test_images(tmp_path):
         parts_of(folders[0], only)
     with pytest.raises(UserError, match=r"the training part: holds no labels of quality beside 30 test images"):
         parts_of(only)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said", "notes"),
+    [
+        (["own"], "own", []),
+        ([None], "unknown", []),
+        (["own", "own"], "own", []),
+        (["given"], "given", ["given"]),
+        (["own", "given"], "own", ["mixed"]),
+        (["given", "own"], "given", ["mixed", "given"]),
+    ],
+)
+def test_whose_descriptions_the_states_are_of_is_told(tmp_path, kinds, said, notes):
+    """The first set is trained on, the second judges."""
+    given = [{} if kind is None else {"first_answer": kind} for kind in kinds]
+    folders = [write(tmp_path / f"{i}", rows(40, i, prefix=f"{i}"), **more) for i, more in enumerate(given)]
+    sets = [open_captured(folder) for folder in folders]
+    conversations = read_conversations(sets, QUALITY, (0.0, 5.0))
+    found = split(conversations, load(TrainConfig, None, SMALL), ("quality",), 1).notes
+    assert first_answers(sets[:1]) == said
+    wordings = {
+        "given": "it is trained on states of given descriptions, but in use it sees the model's own",
+        "mixed": "descriptions are the model's own in {own}, and given in {given}",
+    }
+    by_kind = dict(zip(kinds, folders, strict=True))
+    expected = [wordings[note].format(**by_kind) if note == "mixed" else wordings[note] for note in notes]
+    assert len(found) == len(expected)
+    assert all(note.startswith(start) for note, start in zip(found, expected, strict=True))
 
 
 def test_what_has_no_label_or_no_states_is_left_out_and_counted(tmp_path):
