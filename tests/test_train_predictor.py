@@ -176,11 +176,23 @@ def test_a_killed_worker_is_made_good(captured, tmp_path, local_ray, quick):
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    done, said = train(captured, tmp_path / "p", "optim.epochs=40", "optim.patience=40", "optim.learning_rate=0.001")
+    more = ("optim.epochs=40", "optim.patience=40", "optim.learning_rate=0.001")
+    done, said = train(captured, tmp_path / "p", *more)
     thread.join(timeout=10)
     assert killed
     assert [record["epoch"] for record in done["epochs"]] == list(range(1, 41))
     assert len(said) == len(set(said)) == 40
+    # As if nothing had happened: an epoch that was cut short is begun again from the end of the one before.
+    undisturbed, _ = train(captured, tmp_path / "whole", *more)
+    assert bits(tmp_path / "p") == bits(tmp_path / "whole")
+    for name in ("best_epoch", "calibration"):
+        assert done[name] == undisturbed[name]
+    assert measured(done) == measured(undisturbed)
+
+
+def measured(done):
+    """What the epochs came to, without how long they took."""
+    return [{key: value for key, value in one.items() if not key.endswith("seconds")} for one in done["epochs"]]
 
 
 COMMAND = ["train-predictor", "--label", "quality=mos_quality", "--set", *SMALL]
