@@ -152,10 +152,19 @@ class PromptBuilder:
 
 
 def load_processor(folder: Path, config: ModelConfig) -> Any:
-    """The transformers processor of a checkpoint (tokenizer and image processor)."""
+    """The transformers processor of a checkpoint (tokenizer and image processor).
+
+    Raises:
+        UserError: if it needs a package that is not installed (that of Qwen-VL needs torchvision, say).
+    """
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    try:
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except ImportError as error:
+        reason = str(error).strip().split("\n")[0]
+        rule = f"its processor needs a package that is not installed ({reason})"
+        raise UserError(f"model.path={config.path}", rule, "install that, or give another model") from error
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:

@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from m3agiqa.errors import UserError
 
 _MODULE = "m3agiqa.engine.vllm_models"
+_QWEN_VL = "m3agiqa.engine.vllm_qwen_vl"
 _ENGINE_PROCESSES = ("EngineCore", "VllmWorker")
 _WATCH = "m3agiqa-parent"
 
@@ -23,6 +24,8 @@ MODELS = {
     "Idefics3ForConditionalGeneration": f"{_MODULE}:Idefics3WithStates",
     # Version 2.5 is the published model; the class stands for the other versions too.
     "MiniCPMV": f"{_MODULE}:MiniCPMVWithStates",
+    "Qwen2_5_VLForConditionalGeneration": f"{_QWEN_VL}:Qwen25VLWithStates",
+    "Qwen3VLForConditionalGeneration": f"{_QWEN_VL}:Qwen3VLWithStates",
     # Language models, for conversations without an image.
     "LlamaForCausalLM": f"{_MODULE}:LlamaWithStates",
     "Qwen2ForCausalLM": f"{_MODULE}:Qwen2WithStates",

@@ -117,7 +117,8 @@ def _engine_args(config: RunConfig, folder: Path, context: int, *, on_cpu: bool)
         "dtype": config.model.dtype,
         "max_model_len": context,
         "trust_remote_code": config.model.trust_remote_code,
-        "limit_mm_per_prompt": {"image": 1},
+        # What is not named has no limit: room would be kept for the longest video, in the encoder and its cache.
+        "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
         "enable_prefix_caching": True,
         "enforce_eager": eager,
         "tensor_parallel_size": config.engine.tensor_parallel_size,
