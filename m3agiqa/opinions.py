@@ -13,7 +13,7 @@ from m3agiqa.errors import UserError
 from m3agiqa.models import predictor_folder
 from m3agiqa.predictor import Predictor, load
 from m3agiqa.records import Assessment, Opinion
-from m3agiqa.runs import states_of
+from m3agiqa.runs import check_capture, states_of
 
 if TYPE_CHECKING:
     import torch
@@ -77,12 +77,13 @@ class Opinions:
 
 
 def check_predictor(config: RunConfig) -> None:
-    """Refuses a predictor that is not for this run, before any work is done.
+    """Refuses a predictor that is not for this run, or whose states the engine cannot give, before any work is done.
 
     Raises:
-        UserError: as `Opinions`.
+        UserError: as `Opinions` and `check_capture`.
     """
     if (folder := predictor_folder(config)) is not None:
+        check_capture(config)
         _load(config, folder)
 
 

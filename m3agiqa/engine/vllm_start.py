@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from m3agiqa.adapters import Adapter, vllm_lora_args
 from m3agiqa.aspects import Aspect
 from m3agiqa.config import RunConfig
+from m3agiqa.engine.vllm_plugins import check_vllm
 from m3agiqa.errors import UserError
 from m3agiqa.models import model_config_json
 
@@ -46,8 +47,11 @@ def start(
     """Starts the engine and waits until it is ready.
 
     Raises:
-        UserError: without vLLM, for arguments that it does not know, and for a configuration that it refuses.
+        UserError: without vLLM, for a version that m3agiqa does not know, for arguments that vLLM does not, and for a
+            configuration that it refuses.
     """
+    # A node may have another one than the machine that the run was started on.
+    check_vllm()
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:

@@ -44,6 +44,6 @@ def test_states_equal_transformers(name, tmp_path):
     assert found["parents"][1] == f"{name}ForConditionalGeneration"
     if WITHOUT_TORCHVISION:
         # This process, which has no stand-in, cannot load such a model, and says why.
-        with pytest.raises(UserError, match="its processor needs a package that is not installed .*Torchvision"):
+        with pytest.raises(UserError, match=r"its processor needs a package that is not installed .*Torchvision"):
             load_processor(tmp_path / "model", ModelConfig(path=str(tmp_path / "model")))
     assert found["stats"]["prefix_cache_hits"] > 24 * 32, "the prefix cache was not used"
