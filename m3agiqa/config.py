@@ -83,7 +83,9 @@ class ScoringConfig(Section):
     aspects: tuple[Aspect, ...] = Field(tuple(Aspect), min_length=1, description="The aspects to judge")
     conversation: str = Field("v1", description="Version of the questions (m3agiqa/conversation.py)")
     max_description_tokens: int = Field(160, gt=0, description="Longest description, in tokens")
-    max_rating_tokens: int = Field(8, gt=0, description="Longest answer of round 2, in tokens")
+    max_rating_tokens: int = Field(
+        8, gt=0, description="Longest answer of round 2, in tokens; the row says where one was cut"
+    )
     downscale_to_fit: bool = Field(
         False, description="Downscale an image whose tokens do not fit into the context, and say so; false: reject it"
     )

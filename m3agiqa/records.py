@@ -56,6 +56,7 @@ class Assessment:
             only into a training set (`STATES_COLUMNS`).
         bounds: the place in the second round's prompt where the description begins, and where it ends; None where
             an engine cannot tell.
+        rating_cut: whether the answer of round 2 was cut at its limit; `finish_reason` is the description's.
         note: what was done to the image or the conversation to be able to ask, for the row's `error`.
     """
 
@@ -68,6 +69,7 @@ class Assessment:
     finish_reason: str
     captured: "Captured | None" = None
     bounds: tuple[int, int] | None = None
+    rating_cut: bool = False
     note: str | None = None
 
 
@@ -105,7 +107,7 @@ STATES_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 
 ROW_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "status": (pa.string(), "ok, rejected (the input is bad) or failed (the system failed)"),
-    "error": (pa.string(), "Why a row is not ok, or which part of an ok row could not be judged; else null"),
+    "error": (pa.string(), "Why a row is not ok, or what an ok row lacks or had done to it; else null"),
     "width": (pa.int32(), "Width of the image in pixels, upright; null where it could not be read"),
     "height": (pa.int32(), "Height of the image in pixels, upright; null where it could not be read"),
     "image_sha256": (pa.string(), "SHA-256 of the image file; null where it could not be read"),

@@ -126,6 +126,10 @@ class Scorer:
         notes = [f"{a}: not judged, the row has no prompt" for a in self._aspects if a not in item.aspects]
         notes += sorted({found.note for found in outcome.values() if found.note})
         for aspect, found in outcome.items():
+            cut = "cut at its limit (scoring.max_rating_tokens)" if found.rating_cut else None
             if found.rating is None:
-                notes.append(f"{Aspect(aspect)}: no rating word in the answer {found.rating_answer[:60]!r}")
+                said = f"{Aspect(aspect)}: no rating word in the answer {found.rating_answer[:60]!r}"
+                notes.append(f"{said}, which was {cut}" if cut else said)
+            elif cut:
+                notes.append(f"{Aspect(aspect)}: the rating's answer was {cut}")
         return "; ".join(notes) or None

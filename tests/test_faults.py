@@ -18,6 +18,7 @@ from m3agiqa.engine.base import ItemFailed
 from m3agiqa.errors import RunBroken, UserError
 from m3agiqa.pipeline import run_scoring
 from m3agiqa.progress import Board
+from m3agiqa.records import Assessment
 from m3agiqa.runs import LEASE, Output
 from m3agiqa.scoring import Scorer
 from tests.corpora import write_corpus
@@ -54,6 +55,39 @@ async def test_a_row_that_the_engine_fails_on_is_tried_again_up_to_a_limit(tmp_p
     scored = await Scorer(settings, "f", lambda _: engine).score(decoded)
     assert scored["status"].to_pylist() == [status] * 3
     assert len(engine.tried) == 3 * tries
+
+
+class Brief:
+    """An engine that gives the same assessment of every aspect."""
+
+    def __init__(self, assessment: Assessment) -> None:
+        self.assessment = assessment
+
+    async def assess(self, items):
+        return [dict.fromkeys(item.aspects, self.assessment) for item in items]
+
+
+@pytest.mark.parametrize(
+    ("answer", "rating", "cut", "note"),
+    [
+        ("good", "good", False, None),
+        ("Good, as", "good", True, "quality: the rating's answer was cut at its limit (scoring.max_rating_tokens)"),
+        ("I think", None, False, "quality: no rating word in the answer 'I think'"),
+        (
+            "I think",
+            None,
+            True,
+            "quality: no rating word in the answer 'I think', which was cut at its limit (scoring.max_rating_tokens)",
+        ),
+    ],
+)
+async def test_a_rating_that_is_cut_is_noted_in_the_row(tmp_path, answer, rating, cut, note):
+    settings = config("scoring.aspects=quality")
+    (decoded,) = batches(write_corpus(tmp_path / "in", 1), settings)
+    engine = Brief(Assessment("Sharp.", rating, answer, None, 10, 3, "stop", rating_cut=cut))
+    (row,) = (await Scorer(settings, "f", lambda _: engine).score(decoded)).to_pylist()
+    assert (row["status"], row["quality_rating"], row["error"]) == ("ok", rating, note)
+    assert row["quality_finish_reason"] == "stop"
 
 
 class Died(BaseException):

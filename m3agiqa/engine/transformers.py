@@ -38,6 +38,7 @@ class _Talk:
     description: list[int] = field(default_factory=list)
     cut: bool = False
     rating: list[int] = field(default_factory=list)
+    rating_cut: bool = False
     logprobs: dict[tuple[int, ...], dict[int, float]] = field(default_factory=dict)
     captured: Captured | None = None
     bounds: tuple[int, int] | None = None
@@ -180,7 +181,7 @@ class TransformersEngine:
             for talk, ids, row in zip(talks, generated, logprobs, strict=True):
                 talk.logprobs[prefix] = dict(zip(tokens, row, strict=True))
                 if not prefix:
-                    talk.rating, _ = self._builder.split_end(ids)
+                    talk.rating, talk.rating_cut = self._builder.split_end(ids)
 
     def _generate(
         self, talks: list[_Talk], prompts: list[list[int]], max_new_tokens: int
@@ -246,5 +247,6 @@ class TransformersEngine:
             finish_reason="given" if talk.given is not None else "length" if talk.cut else "stop",
             captured=talk.captured,
             bounds=talk.bounds,
+            rating_cut=talk.rating_cut,
             note=talk.note,
         )

@@ -169,7 +169,7 @@ class VllmEngine:
         self._places.learn(opened - len(first))
         if given is not None:
             check_context(opened, len(second), self._scoring, self._context, len(description))
-        rating_ids, _ = self._builder.split_end(rated.outputs[0].token_ids)
+        rating_ids, rating_cut = self._builder.split_end(rated.outputs[0].token_ids)
         text = self._builder.decode(rating_ids)
         return Assessment(
             description=self._builder.decode(description) if given is None else given,
@@ -181,6 +181,7 @@ class VllmEngine:
             finish_reason=finish_reason,
             captured=captured,
             bounds=(opened, opened + len(description)),
+            rating_cut=rating_cut,
         )
 
     async def _describe(

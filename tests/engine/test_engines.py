@@ -109,11 +109,12 @@ def test_vllm_and_transformers_give_the_same_greedy_text(both):
         assert tuple(ours) == tuple(theirs) == item.aspects
         for aspect in item.aspects:
             a, b = theirs[aspect], ours[aspect]
-            assert (a.description, a.rating_answer, a.rating, a.finish_reason) == (
+            assert (a.description, a.rating_answer, a.rating, a.finish_reason, a.rating_cut) == (
                 b.description,
                 b.rating_answer,
                 b.rating,
                 b.finish_reason,
+                b.rating_cut,
             )
             assert (a.prompt_tokens, a.generated_tokens) == (b.prompt_tokens, b.generated_tokens)
 
@@ -170,6 +171,7 @@ def test_the_shipped_model_answers_both_rounds_sensibly(both):
         for aspect in item.aspects:
             assert outcome[aspect].rating in RATING_WORDS
             assert outcome[aspect].finish_reason == "stop"
+            assert not outcome[aspect].rating_cut
             assert len(outcome[aspect].description.split()) >= 3
 
 
@@ -192,6 +194,19 @@ def test_words_of_several_tokens_agree_too(demo_corpus, tmp_path):
     found, _ = assess(config_for("vllm", str(folder), *more), asked)
     for theirs, ours in zip(expected, found, strict=True):
         assert ours[Aspect.QUALITY].rating_probs == pytest.approx(theirs[Aspect.QUALITY].rating_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["transformers", "vllm"])
+def test_answers_that_are_cut_say_so(kind, demo_corpus):
+    """By the shipped model, which ends its answers where it may: after more than 4 tokens, and after one word."""
+    asked = items(demo_corpus)[:3]
+    more = ("scoring.max_description_tokens=4", "scoring.max_rating_tokens=1")
+    cut, _ = assess(config_for(kind, "tiny", *more), asked)
+    for item, outcome in zip(asked, cut, strict=True):
+        for aspect in item.aspects:
+            assert (outcome[aspect].finish_reason, outcome[aspect].rating_cut) == ("length", True)
+            assert outcome[aspect].rating in RATING_WORDS
+            assert outcome[aspect].generated_tokens == 5
 
 
 def test_adapters_by_aspect_and_none_beside_them_agree(demo_corpus, tmp_path):
