@@ -26,8 +26,9 @@ _COUNTED = {
     "generated_tokens": "Tokens that were generated",
     "prefix_cache_queries": "Tokens looked up in the prefix cache",
     "prefix_cache_hits": "Tokens found in the prefix cache",
-    "image_cache_queries": "Images looked up in the image cache",
-    "image_cache_hits": "Images found in the image cache",
+    "processor_cache_queries": "Images looked up among those that the processor has made ready",
+    "processor_cache_hits": "Images found among those that the processor has made ready",
+    "encoded_images": "Images that went through the vision encoder; no more than there are, at best",
     "preemptions": "Requests that had to give their memory back",
 }
 """Counters of the engines that are passed on; `m3agiqa_` before, and Prometheus' `_total` behind."""

@@ -353,12 +353,12 @@ def engine_line(totals: dict[str, float]) -> str | None:
     if not totals.get("prompt_tokens"):
         return None
     parts = f"{totals['prompt_tokens']:,.0f} prompt tokens"
-    shares = [
-        f"{totals[f'{kind}_hits'] / totals[f'{kind}_queries']:.0%} {meaning}"
-        for kind, meaning in (("prefix_cache", "from the prefix cache"), ("image_cache", "of image look-ups cached"))
-        if totals.get(f"{kind}_queries")
-    ]
-    shown = f" ({', '.join(shares)})" if shares else ""
+    notes = []
+    if totals.get("prefix_cache_queries"):
+        notes.append(f"{totals['prefix_cache_hits'] / totals['prefix_cache_queries']:.0%} from the prefix cache")
+    if totals.get("encoded_images") and totals.get("images"):
+        notes.append(f"{totals['encoded_images'] / totals['images']:.2f} encodings an image")
+    shown = f" ({', '.join(notes)})" if notes else ""
     preempted = f", {totals['preemptions']:,.0f} preemptions" if totals.get("preemptions") else ""
     queue = ""
     if totals.get("steps"):

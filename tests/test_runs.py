@@ -165,6 +165,8 @@ def test_the_engine_is_summed_up_in_a_line():
         "generated_tokens": 9.0,
     }
     assert engine_line(totals) == "58,112 prompt tokens (61% from the prefix cache), 9 generated"
+    encoded = engine_line(totals | {"images": 40.0, "encoded_images": 42.0})
+    assert encoded == "58,112 prompt tokens (61% from the prefix cache, 1.05 encodings an image), 9 generated"
     assert engine_line({"images": 3.0}) is None
 
 

@@ -128,6 +128,8 @@ def _engine_args(config: RunConfig, folder: Path, context: int, *, on_cpu: bool)
         "tensor_parallel_size": config.engine.tensor_parallel_size,
         "generation_config": "vllm",
         "scheduling_policy": "priority",
+        # Not logged at vLLM's level here; it is how a step says how many images were encoded in it.
+        "enable_logging_iteration_details": True,
         "seed": 0,
     }
     if on_cpu:
@@ -182,9 +184,12 @@ def _stat_logger(tally: Tally) -> Any:
                 tally.add("steps", 1)
                 tally.add("running_requests", scheduler_stats.num_running_reqs)
                 tally.add("waiting_requests", scheduler_stats.num_waiting_reqs)
+                if scheduler_stats.iteration_details is not None:
+                    tally.add("encoded_images", scheduler_stats.iteration_details.num_encoder_inputs)
             if mm_cache_stats is not None:
-                tally.add("image_cache_queries", mm_cache_stats.queries)
-                tally.add("image_cache_hits", mm_cache_stats.hits)
+                # Of the cache of what the processor makes of an image, which is not that of the encoder.
+                tally.add("processor_cache_queries", mm_cache_stats.queries)
+                tally.add("processor_cache_hits", mm_cache_stats.hits)
             if iteration_stats is not None:
                 tally.add("prompt_tokens", iteration_stats.num_prompt_tokens)
                 tally.add("generated_tokens", iteration_stats.num_generation_tokens)

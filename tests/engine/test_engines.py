@@ -177,8 +177,9 @@ def test_the_shipped_model_answers_both_rounds_sensibly(both):
 
 def test_vllm_computes_an_image_once(both):
     *_, stats = both
-    # Every conversation asks for its image twice; the encoder's input is looked up, not made again.
-    assert stats["image_cache_hits"] / stats["image_cache_queries"] > 0.6
+    # Every conversation asks for its image twice; what the processor makes of it is looked up, not made again.
+    assert stats["processor_cache_hits"] / stats["processor_cache_queries"] > 0.6
+    assert stats["encoded_images"] == stats["images"]
     assert stats["prefix_cache_hits"] > 0
 
 
