@@ -230,16 +230,18 @@ def test_adapters_by_aspect_and_none_beside_them_agree(demo_corpus, tmp_path):
                 assert (b - c).abs().max() <= 1e-4 * c.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["top_k", "logits"])
-def test_logits_are_captured_by_position(demo_corpus, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("engine", "kind"), [("transformers", "top_k"), ("transformers", "logits"), ("vllm", "top_k"), ("vllm", "logits")]
+)
+def test_logits_are_captured_by_position(demo_corpus, tmp_path, engine, kind):
     folder = write_random_model(tmp_path / "model")
     asked = items(demo_corpus)[:2]
     more = ("scoring.aspects=quality", f"capture.kind={kind}", "capture.top_k=5")
-    expected, _ = assess(config_for("transformers", str(folder), *more), asked)
+    found, _ = assess(config_for(engine, str(folder), *more), asked)
     states, _ = assess(config_for("transformers", str(folder), "scoring.aspects=quality", "capture.kind=states"), asked)
     head = load_file(folder / "model.safetensors")["lm_head.weight"]
-    for found, full in zip(expected, states, strict=True):
-        captured, logits = found[Aspect.QUALITY].captured, full[Aspect.QUALITY].captured.values @ head.T
+    for one, full in zip(found, states, strict=True):
+        captured, logits = one[Aspect.QUALITY].captured, full[Aspect.QUALITY].captured.values @ head.T
         if kind == "logits":
             assert torch.allclose(captured.values, logits, atol=1e-5)
         else:
