@@ -53,6 +53,11 @@ class ScorerActor:
             ray.get(board.refuse.remote(error))
             raise
 
+    def __del__(self) -> None:
+        """Ray Data takes an actor out of its pool so. One that was never up, or that is killed, says nothing."""
+        if hasattr(self, "_scorer"):
+            self._board.left.remote(self._name)
+
     async def __call__(self, rows: pa.Table) -> AsyncIterator[pa.Table]:
         done: list[tuple[list[int], pa.Table]] = []
         async with self._places:

@@ -89,7 +89,7 @@ class Lease:
             raise self._refusal(found)
         self._write()
         time.sleep(_SETTLE_S)
-        if not self._is_mine():
+        if not self.is_mine():
             raise self._refusal(read_holder(self._output) or self._mine)
         self._thread.start()
         return self
@@ -97,21 +97,22 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        if self._is_mine():
+        if self.is_mine():
             self._output.remove(LEASE)
+
+    def is_mine(self) -> bool:
+        """Whether no other run has taken the folder over."""
+        found = read_holder(self._output)
+        return found is not None and found.token == self._mine.token
 
     def _refusal(self, holder: Holder) -> UserError:
         rule = f"another run is at work there ({holder.shown})"
         return UserError(f"--output {self._output.uri}", rule, "wait for it or end it, or give another folder")
 
-    def _is_mine(self) -> bool:
-        found = read_holder(self._output)
-        return found is not None and found.token == self._mine.token
-
     def _renew(self) -> None:
         while not self._stop.wait(self._beat_s):
             try:
-                if not self._is_mine():
+                if not self.is_mine():
                     self.on_lost()
                     return
                 self._write()

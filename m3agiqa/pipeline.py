@@ -4,6 +4,7 @@ Finished rows are committed a file at a time, in the two phases of Ray Data's ch
 the same output goes on where an earlier one stopped. What is done is read from the rows themselves (`resume.py`).
 """
 
+import contextlib
 import errno
 import sys
 import time
@@ -151,6 +152,41 @@ def _score(
     verbose: bool,
 ) -> Manifest:
     started = time.monotonic()
+    try:
+        _write_rows(config, corpus, output, manifest, lease, retry, verbose)
+    except BaseException:
+        # What it ends with is said elsewhere; and a disk may be full, or the folder be another run's by now.
+        with contextlib.suppress(OSError, pa.ArrowException):
+            if lease.is_mine():
+                _sum_up(output, manifest, started)
+        raise
+    manifest.finished = _now()
+    _sum_up(output, manifest, started, all_read=corpus.rows is None and not retry)
+    failed, rows = manifest.counts.get(Status.FAILED, 0), sum(manifest.counts.values())
+    if failed > config.ray.max_failed_fraction * rows:
+        raise too_many_failed(failed, rows, config.ray.max_failed_fraction)
+    return manifest
+
+
+def _sum_up(output: Output, manifest: Manifest, started: float, *, all_read: bool = False) -> None:
+    """Writes what a run that began at `started` has come to; where `all_read`, its rows are those of the input."""
+    manifest.counts = output.count_by_status()
+    if all_read:
+        manifest.rows = sum(manifest.counts.values())
+    manifest.seconds = round(time.monotonic() - started, 3)
+    output.write_manifest(manifest)
+
+
+def _write_rows(
+    config: RunConfig,
+    corpus: Corpus,
+    output: Output,
+    manifest: Manifest,
+    lease: Lease,
+    retry: Collection[Status],
+    verbose: bool,
+) -> None:
+    """Brings the output's rows up to the corpus, or those of some statuses up to date."""
     finish_replacing(output)
     target = retry_output(output) if retry else output
     # Another run may have been killed here, and a worker of it may outlive it by a moment.
@@ -166,16 +202,6 @@ def _score(
         drop_twice(target, done_ids(target).twice())
     if retry:
         replace_rows(output)
-    manifest.counts = output.count_by_status()
-    if corpus.rows is None and not retry:
-        manifest.rows = sum(manifest.counts.values())
-    manifest.finished = _now()
-    manifest.seconds = round(time.monotonic() - started, 3)
-    output.write_manifest(manifest)
-    failed, rows = manifest.counts.get(Status.FAILED, 0), sum(manifest.counts.values())
-    if failed > config.ray.max_failed_fraction * rows:
-        raise too_many_failed(failed, rows, config.ray.max_failed_fraction)
-    return manifest
 
 
 def _all_done(run: _Run) -> bool:
@@ -204,18 +230,15 @@ def _work(run: _Run, manifest: Manifest) -> None:
     board: Any = ray.remote(Board).options(**place).remote(may_fail)
     taken_over = UserError(f"--output {run.output.uri}", "another run has taken it over", "leave it to that one")
     run.lease.on_lost = lambda: board.refuse.remote(taken_over)
+    live = Live(lambda: ray.get(board.snapshot.remote()), run.total)
     try:
-        with Live(lambda: ray.get(board.snapshot.remote()), run.total) as live:
+        with live:
             run.lease.live = live.report
             _execute(run, manifest.fingerprint, board)
-        ended = time.time()
-        manifest.engine = live.last["totals"] | {"engines": live.last["engines"]}
-        scored = sum(live.last["statuses"].values())
-        if scored and live.last["ready_at"] is not None:
-            manifest.images_per_second = round(scored / (ended - live.last["ready_at"]), 3)
         if (refusal := ray.get(board.refusal.remote())) is not None:
             raise refusal
     finally:
+        manifest.note_work(live.last, time.time())
         # It would live as long as this process, and the next run in it has its own.
         ray.kill(board)
 

@@ -4,6 +4,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any, TextIO
@@ -33,16 +34,19 @@ class Board:
     def __init__(self, max_failed_fraction: float = 1.0) -> None:
         self._max_failed_fraction = max_failed_fraction
         self._statuses: Counter[str] = Counter()
-        self._engines: dict[str, dict[str, float]] = {}
+        self._engines: dict[str, _AtWork] = {}
+        self._most_engines = 0
+        self._earlier: Counter[str] = Counter()
+        self._earlier_s = 0.0
         self._refusal: UserError | None = None
         self._ready_at: float | None = None
         self._suspects = Suspects()
 
     def report(self, actor: str, statuses: Mapping[str, int], engine: Mapping[str, float]) -> None:
         """Adds rows by status, and takes an engine's counters as they stand."""
-        self._ready_at = self._ready_at or time.time()
+        at_work = self._at_work(actor)
+        at_work.counters, at_work.heard_at = dict(engine), time.time()
         self._statuses.update(statuses)
-        self._engines[actor] = dict(engine)
         scored, failed = sum(self._statuses.values()), self._statuses[Status.FAILED]
         if scored >= _FEW_ROWS and failed > self._max_failed_fraction * scored:
             self.refuse(too_many_failed(failed, scored, self._max_failed_fraction))
@@ -56,14 +60,33 @@ class Board:
         return self._refusal
 
     def started(self, actor: str) -> Losses:
-        """An actor's process is new; see `Suspects.started`."""
+        """An actor's process is new; see `Suspects.started`. The engine in the one before is gone."""
+        if (lost := self._engines.get(actor)) is not None:
+            self._count_in(actor, lost.heard_at)
         return self._suspects.started(actor)
 
     def loaded(self, actor: str) -> None:
         """Its engine is up."""
         self._suspects.loaded(actor)
-        self._ready_at = self._ready_at or time.time()
-        self._engines.setdefault(actor, {})
+        self._at_work(actor)
+
+    def left(self, actor: str) -> None:
+        """The pool has no more work for an actor, and its engine is gone with it."""
+        if actor in self._engines:
+            self._count_in(actor, time.time())
+
+    def _at_work(self, actor: str) -> "_AtWork":
+        now = time.time()
+        self._ready_at = self._ready_at or now
+        at_work = self._engines.setdefault(actor, _AtWork(now, now))
+        self._most_engines = max(self._most_engines, len(self._engines))
+        return at_work
+
+    def _count_in(self, actor: str, until: float) -> None:
+        """Keeps what an engine that was up until then has counted: the next in the same actor begins at nought."""
+        gone = self._engines.pop(actor)
+        self._earlier.update(gone.counters)
+        self._earlier_s += until - gone.since
 
     def losses(self, actor: str) -> int:
         """How often it lost an engine since rows came out of one; see `Suspects.losses`."""
@@ -102,16 +125,30 @@ class Board:
             self.report(actor, statuses, engine)
 
     def snapshot(self) -> dict[str, Any]:
-        """Rows by status, engines at work, when the first was up (Unix time), and their counters added up."""
-        totals: Counter[str] = Counter()
-        for counters in self._engines.values():
-            totals.update(counters)
+        """Rows by status, engines at work, when the first was up (Unix time), and what all of them have counted.
+
+        `most_engines` were at work at once, and `engine_seconds` is how long engines were up, added up.
+        """
+        totals, now = self._earlier.copy(), time.time()
+        for engine in self._engines.values():
+            totals.update(engine.counters)
         return {
             "statuses": dict(self._statuses),
             "engines": len(self._engines),
+            "most_engines": self._most_engines,
+            "engine_seconds": self._earlier_s + sum(now - engine.since for engine in self._engines.values()),
             "ready_at": self._ready_at,
             "totals": dict(totals),
         }
+
+
+@dataclass
+class _AtWork:
+    """An engine that is up since `since`, its counters as they stood at `heard_at` (both Unix time)."""
+
+    since: float
+    heard_at: float
+    counters: dict[str, float] = field(default_factory=dict)
 
 
 def too_many_failed(failed: int, scored: int, most: float) -> TooManyFailed:
@@ -170,7 +207,7 @@ class Live:
         self._rate = Rate(total)
         self._stop = Event()
         self._thread = Thread(target=self._watch, name="progress", daemon=True)
-        self.last: dict[str, Any] = {"statuses": {}, "engines": 0, "ready_at": None, "totals": {}}
+        self.last: dict[str, Any] = Board().snapshot()
 
     def __enter__(self) -> "Live":
         self._thread.start()
@@ -226,7 +263,7 @@ class Live:
 
     def _note(self) -> str:
         statuses = self.last["statuses"]
-        if not self.last["engines"]:
+        if self.last["ready_at"] is None:
             return "starting the engine"
         rate, eta = self._rate.per_second, self._rate.eta_s
         parts = [f"{rate:.1f} images/s" if rate is not None else "-- images/s"]

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -134,7 +134,8 @@ class Manifest:
         counts: rows in the output by status, those of earlier commands included.
         rows: of the input; None where that is not known before all of it is read (tars); a retry does not read all.
         command: what was typed, to say how to go on; None where it was no command.
-        engine: counters of the engines: tokens, cache queries and hits.
+        engine: counters of the engines: tokens, cache queries and hits; how many `engines` there were at once, at most,
+            and for how many `engine_seconds` they were up, added up.
         states_of: of a training set, what decided its states; else empty.
         silent_adapters: names of those that do not say what they were trained on; what the others say is in
             `trained_on.parquet` beside it.
@@ -157,6 +158,13 @@ class Manifest:
     first_answer: str | None = None
     rows: int | None = None
     command: str | None = None
+
+    def note_work(self, seen: Mapping[str, Any], ended: float) -> None:
+        """Takes over what the board of a run said last (`Board.snapshot`); `ended` in Unix time."""
+        self.engine = {**seen["totals"], "engines": seen["most_engines"], "engine_seconds": seen["engine_seconds"]}
+        scored = sum(seen["statuses"].values())
+        if scored and seen["ready_at"] is not None:
+            self.images_per_second = round(scored / (ended - seen["ready_at"]), 3)
 
 
 class Output:
@@ -369,10 +377,9 @@ def engine_line(totals: dict[str, float]) -> str | None:
 
 def predictor_line(manifest: Manifest) -> str | None:
     """`3.2 s of work, 2.1 % of the time that the engine was up`, or None where there was no predictor."""
-    seconds, images = (manifest.engine.get(key, 0.0) for key in ("predictor_seconds", "images"))
-    if not seconds or not images or not manifest.images_per_second:
+    seconds, up = (manifest.engine.get(key, 0.0) for key in ("predictor_seconds", "engine_seconds"))
+    if not seconds or not up:
         return None
-    up = manifest.engine.get("engines", 1.0) * images / manifest.images_per_second
     return f"{seconds:.1f} s of work, {seconds / up:.1%} of the time that the engine was up"
 
 

@@ -24,7 +24,8 @@ class RunStatus:
         state: `running`, `stopped` (rows are left, or may be) or `done`.
         counts: written rows by status.
         left: rows of the input that are not written, None where that is not known yet (tars).
-        images_per_second: of the run at work, else of the last one; None where it is not known.
+        images_per_second: of the run at work, else of the last one, which may have been killed; None where it is not
+            known.
         eta_s: seconds to go, None where that is not known.
         holder: who is at work, None where nobody is.
         next: what to run next, None where there is nothing to do.
@@ -68,23 +69,23 @@ def run_status(uri: str) -> RunStatus:
         raise UserError(uri, "holds no run of m3agiqa", "give what --output named")
     counts = output.count_by_status()
     left = None if manifest.rows is None else max(manifest.rows - sum(counts.values()), 0)
-    holder = _at_work(output)
-    if holder is not None:
-        rate, eta_s = holder.live.get("per_second"), holder.live.get("eta_s")
+    holder = read_holder(output)
+    said = {} if holder is None else holder.live
+    if holder is not None and _at_work(holder):
+        rate, eta_s = said.get("per_second"), said.get("eta_s")
         shown = f"{holder.shown}, {duration(max(time.time() - holder.at, 0))} ago"
         return RunStatus("running", counts, left, rate, eta_s, shown, f"m3agiqa status {uri} (it is at work)")
     done = manifest.finished is not None and left == 0
     next_ = _next(manifest, counts, done)
-    return RunStatus("done" if done else "stopped", counts, left, manifest.images_per_second, None, None, next_)
+    # One that was killed has not written how fast it was; what it said last is in the lease that it left behind.
+    rate = said.get("per_second") if manifest.images_per_second is None else manifest.images_per_second
+    return RunStatus("done" if done else "stopped", counts, left, rate, None, None, next_)
 
 
-def _at_work(output: Output) -> Holder | None:
-    holder = read_holder(output)
-    if holder is None:
-        return None
+def _at_work(holder: Holder) -> bool:
     if holder.is_here():
-        return holder if holder.lives() else None
-    return holder if time.time() - holder.at < _QUIET_BEATS * holder.beat_s else None
+        return holder.lives()
+    return time.time() - holder.at < _QUIET_BEATS * holder.beat_s
 
 
 def _next(manifest: Manifest, counts: dict[str, int], done: bool) -> str | None:

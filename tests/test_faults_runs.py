@@ -7,19 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 from pyarrow import parquet as pq
 
 from m3agiqa import pipeline
 from m3agiqa.cli import main
 from m3agiqa.config import RunConfig, load_config
+from m3agiqa.corpus import open_corpus
+from m3agiqa.decoding import decode_rows
 from m3agiqa.errors import RunBroken, TooManyFailed
 from m3agiqa.pipeline import run_scoring
+from m3agiqa.progress import Board
 from m3agiqa.prometheus import MeteredActor
 from m3agiqa.records import Status
+from m3agiqa.resources import actor_pool
 from m3agiqa.runs import Output
 from m3agiqa.status import run_status
 from tests.corpora import encode, picture, write_corpus, write_tar
@@ -31,6 +38,13 @@ WAIT_S = 300.0
 
 def config(*overrides: str) -> RunConfig:
     return load_config(None, ["engine.kind=simulated", "ray.num_cpus=0.5", *overrides])
+
+
+def summary(output: Path | str) -> dict[str, Any]:
+    """What `run.json` says of how a run ended."""
+    manifest = Output(str(output)).read_manifest()
+    names = ("counts", "seconds", "images_per_second", "engine", "finished")
+    return {name: getattr(manifest, name) for name in names}
 
 
 def statuses(output: Path | str) -> dict[str, str]:
@@ -48,6 +62,10 @@ def test_a_row_that_kills_engines_is_found_and_the_others_are_scored(tmp_path):
     settings = ["ray.batch_size=8", "ray.batches_in_flight=2", "engine.simulated_poison=number 21."]
     manifest = run_scoring(config(*settings), source, str(tmp_path / "out"))
     assert manifest.counts == {"ok": 39, "failed": 1}
+    # Of six engines, one after the other: what those that died had counted is not lost.
+    assert manifest.engine["engines"] == 1
+    assert manifest.engine["images"] >= 39
+    assert summary(tmp_path / "out")["engine"] == manifest.engine
     found = statuses(tmp_path / "out")
     assert [name for name, status in found.items() if status == "failed"] == ["row 21"]
     (error,) = [row["error"] for row in Output(str(tmp_path / "out")).rows().to_pylist() if row["status"] == "failed"]
@@ -77,6 +95,30 @@ def test_an_engine_that_dies_while_it_is_loaded_ends_the_run(tmp_path, monkeypat
     with pytest.raises(RunBroken, match=r"it died 7 times, .* while it was loaded; look at the node's memory"):
         run_scoring(config("ray.batch_size=1"), source, str(tmp_path / "out"))
     assert loaded.read_text() == "x" * 7
+    found = summary(tmp_path / "out")
+    assert found["seconds"] > 0
+    assert (found["counts"], found["engine"]["engines"], found["finished"]) == ({}, 0, None)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_engines_that_leave_the_pool_are_not_at_work_any_more(tmp_path):
+    settings = config("ray.batch_size=2", "ray.actors=2")
+    corpus = open_corpus(write_corpus(tmp_path / "in", 32))
+    (rows,) = corpus.shards[0].read()
+    decoded = ray.data.from_arrow(list(decode_rows(rows, settings.images, corpus.access, 2)))
+    board = ray.remote(num_cpus=0)(Board).remote()
+    scored = decoded.map_batches(
+        MeteredActor, fn_constructor_args=(settings, "f", board, False), batch_format="pyarrow", batch_size=2,
+        compute=actor_pool(settings), num_cpus=0.5,
+    )  # fmt: skip
+    assert scored.count() == 32
+    until = time.monotonic() + WAIT_S
+    while (found := ray.get(board.snapshot.remote()))["engines"] and time.monotonic() < until:
+        time.sleep(0.1)
+    assert (found["engines"], found["totals"]["images"]) == (0, 32.0)
+    assert found["most_engines"] >= 1  # the second may come too late for work
+    ray.kill(board)
 
 
 @pytest.mark.slow
@@ -128,6 +170,12 @@ def test_too_many_failures_stop_a_run_and_a_retry_replaces_them(tmp_path):
         run_scoring(many, source, out)
     kept = statuses(out)
     assert 100 <= len(kept) <= 400
+    found = summary(out)
+    assert found["counts"] == Counter(kept.values())
+    assert (found["engine"]["images"], found["engine"]["engines"]) == (len(kept), 1)
+    assert found["seconds"] > found["engine"]["engine_seconds"] > 0
+    assert found["images_per_second"] > 0
+    assert found["finished"] is None
     # All that was scored is written: nothing went into the engine for naught.
     assert len(log.read_text().splitlines()) == len(kept)
     log.unlink()

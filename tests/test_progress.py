@@ -1,5 +1,6 @@
 import io
 import re
+import time
 
 import pytest
 
@@ -23,7 +24,9 @@ def test_the_rate_is_that_of_the_last_minute_and_not_of_the_engines_start():
 
 def test_the_board_adds_up_rows_and_takes_counters_as_they_stand():
     board = Board()
-    assert board.snapshot() == {"statuses": {}, "engines": 0, "ready_at": None, "totals": {}}
+    assert board.snapshot() == {
+        "statuses": {}, "engines": 0, "most_engines": 0, "engine_seconds": 0, "ready_at": None, "totals": {}
+    }  # fmt: skip
     board.report("a", {}, {"tokens": 1.0})
     board.report("a", {"ok": 3, "rejected": 1}, {"tokens": 5.0})
     board.report("b", {"ok": 2}, {"tokens": 7.0})
@@ -31,6 +34,40 @@ def test_the_board_adds_up_rows_and_takes_counters_as_they_stand():
     assert found["statuses"] == {"ok": 5, "rejected": 1}
     assert (found["engines"], found["totals"]) == (2, {"tokens": 12.0})
     assert found["ready_at"] > 0
+
+
+def test_what_an_engine_has_counted_stays_when_its_actor_is_started_anew():
+    board = Board()
+    for images in (5.0, 3.0, 2.0):
+        board.started("a")
+        assert board.snapshot()["engines"] == 0
+        board.loaded("a")
+        board.report("a", {"ok": 1}, {"images": 1.0})
+        board.report("a", {"ok": 1}, {"images": images})
+        assert board.snapshot()["engines"] == 1
+    found = board.snapshot()
+    assert (found["totals"], found["most_engines"]) == ({"images": 10.0}, 1)
+
+
+def test_engines_are_counted_while_they_are_up_also_where_a_pool_grows_and_shrinks(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    board = Board()
+    for actor in ("a", "b", "c"):
+        board.started(actor)
+        board.loaded(actor)
+        board.report(actor, {"ok": 1}, {"images": 1.0})
+        clock[0] += 10
+        if actor != "c":
+            board.left(actor)
+    board.left("never up")
+    found = board.snapshot()
+    assert (found["engines"], found["most_engines"], found["engine_seconds"]) == (1, 1, 30.0)
+    assert found["totals"] == {"images": 3.0}
+    # Of an engine that died nobody knows when: it was up when it was last heard of.
+    clock[0] += 100
+    board.started("c")
+    assert board.snapshot()["engine_seconds"] == 20.0
 
 
 def test_a_run_is_stopped_where_too_many_rows_fail_but_not_by_its_first_few():

@@ -180,8 +180,8 @@ def test_the_engines_queue_is_reported():
 
 
 def test_the_predictors_share_of_the_run_is_reported():
-    engine = {"predictor_seconds": 3.0, "images": 100.0, "engines": 2.0}
+    # Two engines at once, of which one was up for 150 s and the other for 50 s.
+    engine = {"predictor_seconds": 3.0, "images": 100.0, "engines": 2.0, "engine_seconds": 200.0}
     manifest = Manifest("f", {}, {}, "in", engine=engine, images_per_second=1.0)
-    # Two engines were up for 100 s each.
     assert predictor_line(manifest) == "3.0 s of work, 1.5% of the time that the engine was up"
-    assert predictor_line(Manifest("f", {}, {}, "in", engine={"images": 100.0}, images_per_second=1.0)) is None
+    assert predictor_line(Manifest("f", {}, {}, "in", engine={"engine_seconds": 100.0})) is None

@@ -1,6 +1,9 @@
 """What `m3agiqa status` says of a folder in each of its states; no cluster."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -29,12 +32,33 @@ def write(output: Output, statuses: list[str], **manifest: object) -> None:
 
 
 def test_a_run_that_was_cut_short_is_gone_on_with(output):
-    write(output, ["ok", "ok", "failed", "rejected"], rows=10, images_per_second=2.5)
+    write(output, ["ok", "ok", "failed", "rejected"], rows=10)
     found = run_status(output.uri)
     assert (found.state, found.left, found.next) == ("stopped", 6, COMMAND)
     assert found.lines()[1] == "rows  4 done: 2 ok, 1 rejected, 1 failed; left: 6"
-    assert found.lines()[2] == "rate  2.5 images/s"
-    assert found.lines()[-1] == f"next  {COMMAND}"
+    assert found.lines()[2:] == [f"next  {COMMAND}"]
+
+
+def test_a_run_that_was_killed_has_the_rate_that_it_told_last(output):
+    """Its manifest is that of its start; what it has told since is in the lease that it leaves behind."""
+    write(output, ["ok", "ok"], rows=10)
+    killed = f"""
+import os, signal
+from m3agiqa.lease import Lease
+from m3agiqa.runs import Output
+
+with Lease(Output({output.uri!r})) as lease:
+    lease.live = lambda: {{"per_second": 2.5, "eta_s": 6.0}}
+    lease._write()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -signal.SIGKILL
+    found = run_status(output.uri)
+    assert (found.state, found.images_per_second, found.eta_s, found.holder) == ("stopped", 2.5, None, None)
+    assert found.lines()[2:] == ["rate  2.5 images/s", f"next  {COMMAND}"]
+    # Of one that ended otherwise the manifest says it, over all of the time.
+    output.write_manifest(Manifest("f", {}, {}, "in", command=COMMAND, rows=10, images_per_second=2.0))
+    assert run_status(output.uri).images_per_second == 2.0
 
 
 def test_a_run_that_wrote_nothing_yet(output):
