@@ -78,13 +78,14 @@ def _read_all(
 
 def _read(access: Access, source: _Source) -> bytes | tuple[Status, str]:
     uri, data = source
-    if data is not None:
-        return data
-    if uri is None:
+    if uri is None and data is None:
         return Status.REJECTED, "the row names no image"
     for pause_s in (*_FETCH_PAUSES_S, None):
         try:
-            return access.fetch(uri)
+            if data is not None:
+                access.check_size("the embedded image", len(data))
+                return data
+            return access.fetch(str(uri))
         except Refused as refused:
             return Status.REJECTED, f"not read: {refused}"
         except FileNotFoundError:

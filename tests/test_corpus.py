@@ -1,16 +1,22 @@
 import functools
+import gzip
 import http.server
+import io
 import os
 import pickle
+import tarfile
 import threading
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from m3agiqa.config import AccessConfig, ImageConfig
 from m3agiqa.corpus import open_corpus
 from m3agiqa.corpus.files import base_of, fetch
 from m3agiqa.corpus.rows import BYTES_PER_TABLE
+from m3agiqa.decoding import decode_rows
 from tests.corpora import encode, picture, read, refusal, rows_of, write_tar, written
 
 # ---- folders
@@ -147,6 +153,52 @@ def test_tars_are_read_in_bounded_tables(tmp_path):
     sizes = [table.nbytes for table in corpus.shards[0].read()]
     assert len(sizes) == 3
     assert max(sizes) < BYTES_PER_TABLE + 4 * 2**20
+
+
+def packed(path: Path, members: list[tuple[str, int, bytes]]) -> Path:
+    """A compressed tar of members that are a short beginning and then zeros."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, size, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = size
+            tar.addfile(info, io.BytesIO(data + bytes(size - len(data))))
+    return path
+
+
+def test_a_member_of_a_tar_that_is_too_large_is_a_row_that_says_so(tmp_path):
+    image, large = encode(picture()), 3 * 2**20 + 2**19
+    members = [
+        ("0.png", len(image), image),
+        ("1.png", large, image), ("1.txt", 3, b"fox"),
+        ("2.png", len(image), image), ("2.txt", large, b""),
+        ("3.json", large, b"{}"), ("3.png", len(image), image),
+        ("4.png", 2 * 2**20, image), ("4.txt", 3, b"owl"),
+    ]  # fmt: skip
+    path = packed(tmp_path / "a.tar.gz", members)
+    assert path.stat().st_size < 10**5
+    corpus = open_corpus(str(path), access=AccessConfig(max_mib=2))
+    rows = read(corpus)
+    assert [row["id"] for row in rows] == [f"a/{i}" for i in range(5)]
+    assert [row["_bytes"] is None for row in rows] == [False, True, True, True, False]
+    assert [row["prompt"] for row in rows] == [None, "fox", None, None, "owl"]
+    (table,) = corpus.shards[0].read()
+    decoded = pa.concat_tables(decode_rows(table, ImageConfig(), corpus.access))
+    assert decoded["_status"].to_pylist() == [None, "rejected", "rejected", "rejected", None]
+    what = "has 3.5 MiB, more than access.max_mib=2; to allow it: --set access.max_mib=4"
+    for place, member in ((1, "1.png"), (2, "2.txt"), (3, "3.json")):
+        assert decoded["_error"][place].as_py() == f"not read: a.tar.gz::{member} {what}"
+    assert read(open_corpus(str(path), access=AccessConfig(max_mib=4)))[1]["_bytes"] == image + bytes(
+        large - len(image)
+    )
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_of_a_tar_is_not_read_whole_whatever_its_size(tmp_path, kind):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, 2 * 2**20
+    content = info.tobuf() + bytes(info.size) + bytes(tarfile.RECORDSIZE)
+    path = written(tmp_path / "a.tar.gz", gzip.compress(content))
+    assert "not a readable tar: it has a header of 2 MiB" in refusal(path)
 
 
 def test_bad_tars(tmp_path):

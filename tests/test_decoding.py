@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import m3agiqa.decoding
-from m3agiqa.config import load_config
+from m3agiqa.config import AccessConfig, load_config
+from m3agiqa.corpus import Access
 from m3agiqa.decoding import decode_rows
 
 LIMITS = load_config(None, []).images
@@ -50,3 +51,13 @@ def test_files_are_read_at_once_where_that_pays(monkeypatch, root, fast_s, toget
     assert table["id"].to_pylist() == [f"{root}/{i}.png" for i in range(32)]
     assert set(table["_status"].to_pylist()) == {None}
     assert (files.at_once > 1) == together
+
+
+def test_an_embedded_image_that_is_too_large_is_rejected():
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    blobs = [buffer.getvalue(), buffer.getvalue() + bytes(2**20)]
+    rows = pa.table({"id": ["0", "1"], "_uri": pa.nulls(2, pa.string()), "_bytes": pa.array(blobs, pa.large_binary())})
+    table = pa.concat_tables(decode_rows(rows, LIMITS, Access((), AccessConfig(max_mib=1))))
+    assert table["_status"].to_pylist() == [None, "rejected"]
+    assert "the embedded image has 1.0 MiB, more than access.max_mib=1; to allow it" in table["_error"][1].as_py()

@@ -7,6 +7,7 @@ Images are read from the folders of the corpus, from `corpus.images` and from `a
 import contextlib
 import errno
 import functools
+import math
 import os
 import posixpath
 import stat
@@ -19,6 +20,7 @@ from m3agiqa.corpus import files, web
 from m3agiqa.corpus.web import Refused
 
 _WEB = ("http://", "https://")
+_TOO_LARGE = "too-large:"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class Access:
         """
         if uri.lower().startswith(_WEB):
             return self._from_web(uri)
-        most = self.config.max_mib * 2**20
+        if uri.startswith(_TOO_LARGE):
+            size, _, name = uri.removeprefix(_TOO_LARGE).partition(":")
+            raise Refused(name, self._too_large(float(size)))
+        most = self.max_bytes
         if files.is_local(uri):
             data = self._local(uri, most)
         else:
@@ -52,6 +57,26 @@ class Access:
         if len(data) > most:
             raise Refused(uri, f"is larger than {self.config.max_mib:g} MiB (access.max_mib)")
         return data
+
+    @property
+    def max_bytes(self) -> int:
+        """Size of the largest image that is read, wherever it is."""
+        return self.config.max_mib * 2**20
+
+    def check_size(self, name: str, size: int) -> None:
+        """For what is read otherwise, as it is inside a file of the corpus.
+
+        Raises:
+            Refused: it is larger than is read.
+        """
+        if size > self.max_bytes:
+            raise Refused(name, self._too_large(size))
+
+    def _too_large(self, size: float) -> str:
+        mib, most = size / 2**20, self.config.max_mib
+        return (
+            f"has {mib:,.1f} MiB, more than access.max_mib={most}; to allow it: --set access.max_mib={math.ceil(mib)}"
+        )
 
     def _from_web(self, url: str) -> bytes:
         if not self.config.http:
@@ -99,6 +124,11 @@ class Access:
             if options == own and _below(_plain(path), (_plain(folder),)):
                 return
         raise _outside(uri)
+
+
+def too_large(name: str, size: int) -> str:
+    """What a row names in place of an image inside a file that was not read for its size: `fetch` says why."""
+    return f"{_TOO_LARGE}{size}:{name}"
 
 
 def _outside(uri: str) -> Refused:

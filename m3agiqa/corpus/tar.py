@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from m3agiqa.corpus import files
+from m3agiqa.corpus.access import too_large
 from m3agiqa.corpus.folder import decode_text, is_image
 from m3agiqa.corpus.rows import (
     BYTES_PER_TABLE,
@@ -25,21 +26,44 @@ _PROMPT_FIELDS = ("prompt", "caption")
 _JSON_FIELD = pa.field("json", pa.string())
 
 
+_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+# Longest header before a member, in bytes: they hold names, and tarfile reads them whole.
+_MAX_HEADER = 2**20
+# What a member holds, or what its row names in its place where it is too large to be read (`access.too_large`).
+_Content = bytes | str
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose headers are bounded. They may come out of a small compressed file, as everything in it may."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS and self.size > _MAX_HEADER:
+            raise tarfile.ReadError(f"it has a header of {self.size / 2**20:,.0f} MiB")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
 @dataclass
 class _Sample:
     """Consecutive members of one key: images (stem, member name, content) and sidecars by stem."""
 
     key: str
-    images: list[tuple[str, str, bytes]] = field(default_factory=list)
-    texts: dict[str, bytes] = field(default_factory=dict)
-    jsons: dict[str, bytes] = field(default_factory=dict)
+    images: list[tuple[str, str, _Content]] = field(default_factory=list)
+    texts: dict[str, _Content] = field(default_factory=dict)
+    jsons: dict[str, _Content] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TarShard:
     """One tar; `name` is its path relative to the corpus, without the extension, and begins the ids.
 
-    `fields` are the names that the prompt and the generator may have in a sample's JSON.
+    `fields` are the names that the prompt and the generator may have in a sample's JSON. A sample with a member of
+    more than `most` bytes gives rows that name no image but the reason, and such a member is read past.
     """
 
     uri: str
@@ -47,6 +71,7 @@ class TarShard:
     name: str
     fields: tuple[str, str]
     schema: pa.Schema
+    most: int
 
     def read(self) -> Iterator[pa.Table]:
         """Yields the rows with their images, in the order of the tar.
@@ -73,18 +98,26 @@ class TarShard:
                 again = f"#{times[stem]}" if times[stem] > 1 else ""
                 text = sample.texts.get(stem, sample.texts.get(sample.key))
                 extra = sample.jsons.get(stem, sample.jsons.get(sample.key))
-                details = _json_object(extra)
-                prompt: object = decode_text(text).strip() if text is not None else None
-                if prompt is None:
-                    prompt = next((p for name in (self.fields[0], *_PROMPT_FIELDS) if (p := details.get(name))), None)
+                refused = next((part for part in (content, text, extra) if isinstance(part, str)), None)
                 yield {
                     "id": f"{self.name}/{stem}{again}",
                     "image": f"{self.shown}::{member}",
-                    "_bytes": content,
-                    "prompt": _not_blank(prompt),
-                    "generator": _not_blank(details.get(self.fields[1])),
-                    "json": decode_text(extra) if extra is not None else None,
+                    "_uri": refused,
+                    "_bytes": None if refused is not None else content,
+                    **self._told(_read(text), _read(extra)),
                 }
+
+    def _told(self, text: bytes | None, extra: bytes | None) -> dict[str, str | None]:
+        """What the sidecars say of an image."""
+        details = _json_object(extra)
+        prompt: object = decode_text(text).strip() if text is not None else None
+        if prompt is None:
+            prompt = next((p for name in (self.fields[0], *_PROMPT_FIELDS) if (p := details.get(name))), None)
+        return {
+            "prompt": _not_blank(prompt),
+            "generator": _not_blank(details.get(self.fields[1])),
+            "json": decode_text(extra) if extra is not None else None,
+        }
 
     def _samples(self) -> Iterator[_Sample]:
         sample: _Sample | None = None
@@ -112,11 +145,11 @@ class TarShard:
             raise UserError(f"input {self.uri}", rule, "write the tar in order of names: tar --sort=name -cf ...")
         seen.add(sample.key)
 
-    def _members(self) -> Iterator[tuple[str, bytes]]:
+    def _members(self) -> Iterator[tuple[str, _Content]]:
         try:
             with (
                 files.open_stream(self.uri) as stream,
-                tarfile.open(fileobj=stream, mode="r|*", bufsize=1 << 20) as tar,
+                tarfile.open(fileobj=stream, mode="r|*", bufsize=1 << 20, tarinfo=_Member) as tar,
             ):
                 for member in tar:
                     # A streamed tar keeps every member it has seen, and would grow with the file.
@@ -126,12 +159,21 @@ class TarShard:
                     if not member.isfile() or hidden:
                         continue
                     if is_image(name) or name.lower().endswith((".txt", ".json")):
-                        content = tar.extractfile(member)
-                        assert content is not None
-                        yield name, content.read()
+                        yield name, self._content(tar, member, name)
         except (tarfile.TarError, EOFError) as error:
             rule = f"it is not a readable tar: {shorten(error)}"
             raise UserError(f"input {self.uri}", rule, "check that the file is whole") from error
+
+    def _content(self, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> _Content:
+        if member.size > self.most:
+            return too_large(f"{self.shown}::{name}", member.size)
+        content = tar.extractfile(member)
+        assert content is not None
+        return content.read()
+
+
+def _read(content: _Content | None) -> bytes | None:
+    return content if isinstance(content, bytes) else None
 
 
 def _json_object(data: bytes | None) -> dict[str, object]:
@@ -169,7 +211,8 @@ def open_tars(listing: files.Listing, options: Options) -> Corpus:
     shards = []
     for name in listing.names:
         suffix = next(suffix for suffix in sorted(SUFFIXES, key=len) if name.lower().endswith(suffix))
-        shards.append(TarShard(files.join(listing.base, name), name, name[: -len(suffix)], fields, schema))
+        uri, most = files.join(listing.base, name), options.access.max_bytes
+        shards.append(TarShard(uri, name, name[: -len(suffix)], fields, schema, most))
     if next(iter(shards[0]._samples()), None) is None:
         rule = "the tar holds no images"
         raise UserError(
