@@ -3,6 +3,7 @@
 Apart from `scoring.py`, which needs torch: tasks that decode run by the dozen, and shall be light.
 """
 
+import contextlib
 import functools
 import hashlib
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from m3agiqa.apart import Apart, Died
 from m3agiqa.config import ImageConfig
 from m3agiqa.corpus import Access, Refused
 from m3agiqa.corpus.files import is_local
@@ -40,24 +42,53 @@ _FETCH_PAUSES_S = (0.5, 2.0)
 
 
 def decode_rows(
-    rows: pa.Table, limits: ImageConfig, access: Access, slice_rows: int = 16, *, text_only: bool = False
+    rows: pa.Table,
+    limits: ImageConfig,
+    access: Access,
+    slice_rows: int = 16,
+    *,
+    text_only: bool = False,
+    careful: bool = False,
 ) -> Iterator[pa.Table]:
     """Reads and decodes the images of some rows of a corpus; none of them where it is `text_only`.
 
     Yields tables of at most `slice_rows` rows, in order: the columns of the corpus that are not internal,
     and the pixels as internal ones. A row whose image cannot be read keeps its place, with the reason.
+
+    Args:
+        careful: one of the rows may kill the process that decodes it. Each is decoded in a process apart, slowly, and
+            those that kill it are failures.
     """
     public = rows.select([name for name in rows.column_names if not name.startswith("_")])
     sources = list(zip(rows["_uri"].to_pylist(), rows["_bytes"].to_pylist(), strict=True))
-    with ThreadPoolExecutor(_FETCH_THREADS) as pool:
-        files = _read_all(pool, access, sources, slice_rows)
+    with contextlib.ExitStack() as last:
+        if careful:
+            images = _all_apart(last.enter_context(Apart()), access, sources, limits)
+        else:
+            pool = last.enter_context(ThreadPoolExecutor(_FETCH_THREADS))
+            images = (_decode_one(read, limits) for read in _read_all(pool, access, sources, slice_rows))
         for start in range(0, rows.num_rows, slice_rows):
             count = min(slice_rows, rows.num_rows - start)
-            decoded = [{} if text_only else _decode_one(next(files), limits) for _ in range(count)]
+            decoded = [{} if text_only else next(images) for _ in range(count)]
             table = public.slice(start, slice_rows)
             for name, kind in DECODED.items():
                 table = table.append_column(name, pa.array([row.get(name) for row in decoded], kind))
             yield table
+
+
+def _all_apart(
+    apart: Apart, access: Access, sources: Sequence[_Source], limits: ImageConfig
+) -> Iterator[dict[str, Any]]:
+    for source in sources:
+        try:
+            yield apart.call(_read_and_decode, access, source, limits)
+        except Died as died:
+            why = f"the process that read and decoded this row alone died ({died}), as those before it did with others"
+            yield {"_status": str(Status.FAILED), "_error": why}
+
+
+def _read_and_decode(access: Access, source: _Source, limits: ImageConfig) -> dict[str, Any]:
+    return _decode_one(_read(access, source), limits)
 
 
 def _read_all(

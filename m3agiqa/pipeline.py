@@ -43,7 +43,7 @@ from m3agiqa.runs import Manifest, Output, fingerprint, fingerprint_parts, state
 from m3agiqa.scoring import check_given
 from m3agiqa.seen import FILE as TRAINED_ON
 from m3agiqa.seen import Seen
-from m3agiqa.source import CorpusSource, cut
+from m3agiqa.source import MOST_TRIES, CorpusSource, cut, may_kill
 
 # Loading a large model, or waiting for a GPU, counts as no progress; Ray's own limit is 30 minutes.
 _NO_PROGRESS_S = 6 * 3600.0
@@ -282,10 +282,11 @@ def _execute(run: _Run, run_fingerprint: str, board: Any) -> None:
 def _dataset(run: _Run, run_fingerprint: str, board: Any) -> ray.data.Dataset:
     config = run.config
     accepted, slice_rows, text_only = config.images, config.ray.batch_size, config.corpus.text_only
-    access = run.corpus.access
+    access, most_tries = run.corpus.access, MOST_TRIES
 
     def decode(rows: pa.Table) -> Iterator[pa.Table]:
-        return decode_rows(rows, accepted, access, slice_rows, text_only=text_only)
+        careful = may_kill(rows, board, most_tries)
+        return decode_rows(rows, accepted, access, slice_rows, text_only=text_only, careful=careful)
 
     read = ray.data.read_datasource(CorpusSource(run.corpus, run.todo, board), num_cpus=_IO_CPUS)
     return (

@@ -11,11 +11,43 @@ from ray.data._internal.logical.operators import StreamingRepartition
 from ray.data.block import BlockMetadata
 
 from m3agiqa.corpus import Corpus, Shard
-from m3agiqa.errors import UserError
+from m3agiqa.errors import RunBroken, UserError
 from m3agiqa.resume import Todo
 
 # So many tasks cut what is read: they kept up with 1,000 images a second, and each is a process of some 200 MB.
 _CUTTERS = 2
+
+
+# Rows that were in so many processes that died are decoded one by one, each in a process apart.
+_TRIES_TOGETHER = 2
+# A task is begun no more often. Nodes that are lost count like deaths: fewer would end runs on nodes that come and go.
+MOST_TRIES = 8
+
+
+def times_tried() -> int:
+    """How often Ray began the task that this runs in before: each time its process died, or its node was lost."""
+    worker: Any = ray._private.worker.global_worker
+    return int(worker.core_worker.get_current_task_attempt_number())
+
+
+def may_kill(rows: pa.Table, board: Any, most_tries: int) -> bool:
+    """Whether rows that a task is to decode have been in processes that died, and are to be taken with care.
+
+    Raises:
+        RunBroken: with all the care its processes died. It is for the board: it ends the run.
+    """
+    tries = times_tried()
+    if tries >= most_tries:
+        ids = rows["id"]
+        _give_up(f"the rows from id {ids[0].as_py()!r} to {ids[-1].as_py()!r}", "decodes", tries, board)
+    return tries >= _TRIES_TOGETHER
+
+
+def _give_up(what: str, does: str, tries: int, board: Any) -> None:
+    rule = f"the process that {does} them died {tries} times, or was lost with its node"
+    error = RunBroken(what, rule, "look at the node's memory, and at these files; the same command goes on")
+    ray.get(board.refuse.remote(error))
+    raise error
 
 
 class CorpusSource(Datasource):
@@ -52,8 +84,12 @@ class CorpusSource(Datasource):
 
 
 def _reader(shard: Shard, schema: pa.Schema, todo: ray.ObjectRef, board: Any) -> Callable[[], Iterator[pa.Table]]:
+    most_tries = MOST_TRIES
+
     def read() -> Iterator[pa.Table]:
         try:
+            if (tries := times_tried()) >= most_tries:
+                _give_up(f"the rows of {shard.where}", "reads", tries, board)
             wanted: Todo = ray.get(todo)
             for rows in shard.read():
                 if ray.get(board.refusal.remote()) is not None:

@@ -9,9 +9,12 @@ import pytest
 from PIL import Image
 
 import m3agiqa.decoding
+from m3agiqa.apart import Apart, Died
 from m3agiqa.config import AccessConfig, load_config
-from m3agiqa.corpus import Access
+from m3agiqa.corpus import Access, open_corpus
 from m3agiqa.decoding import decode_rows
+from tests.corpora import write_corpus
+from tests.deadly import deadly
 
 LIMITS = load_config(None, []).images
 
@@ -61,3 +64,24 @@ def test_an_embedded_image_that_is_too_large_is_rejected():
     table = pa.concat_tables(decode_rows(rows, LIMITS, Access((), AccessConfig(max_mib=1))))
     assert table["_status"].to_pylist() == [None, "rejected"]
     assert "the embedded image has 1.0 MiB, more than access.max_mib=1; to allow it" in table["_error"][1].as_py()
+
+
+def test_a_row_that_kills_the_process_which_decodes_it_is_failed_where_care_is_taken(tmp_path):
+    corpus = open_corpus(write_corpus(tmp_path / "in", 9))
+    (rows,) = corpus.shards[0].read()
+    plain = list(decode_rows(rows, LIMITS, corpus.access, 4))
+    careful = list(decode_rows(rows, LIMITS, deadly(corpus.access, "5.png"), 4, careful=True))
+    assert [part.num_rows for part in careful] == [4, 4, 1]
+    before, after = pa.concat_tables(plain), pa.concat_tables(careful)
+    others = [i for i in range(9) if i != 5]
+    assert after.take(others).equals(before.take(others))
+    assert (after["id"][5].as_py(), after["_status"][5].as_py()) == ("row 5", "failed")
+    assert "this row alone died (exit code 3)" in after["_error"][5].as_py()
+
+
+def test_what_is_called_apart_may_print_and_raise():
+    with Apart() as apart:
+        assert apart.call(print, "not an answer") is None
+        with pytest.raises(Died, match="exit code 1"):
+            apart.call(int, "x")
+        assert apart.call(int, "7") == 7

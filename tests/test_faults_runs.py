@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ import pytest
 import ray
 from pyarrow import parquet as pq
 
+import m3agiqa.source
 from m3agiqa import pipeline
 from m3agiqa.cli import main
 from m3agiqa.config import RunConfig, load_config
-from m3agiqa.corpus import open_corpus
+from m3agiqa.corpus import Corpus, open_corpus
 from m3agiqa.decoding import decode_rows
 from m3agiqa.errors import RunBroken, TooManyFailed
 from m3agiqa.pipeline import run_scoring
@@ -30,6 +33,7 @@ from m3agiqa.resources import actor_pool
 from m3agiqa.runs import Output
 from m3agiqa.status import run_status
 from tests.corpora import encode, picture, write_corpus, write_tar
+from tests.deadly import deadly
 from tests.processes import descendants, title
 from tests.test_passing import KINDS
 
@@ -98,6 +102,45 @@ def test_an_engine_that_dies_while_it_is_loaded_ends_the_run(tmp_path, monkeypat
     found = summary(tmp_path / "out")
     assert found["seconds"] > 0
     assert (found["counts"], found["engine"]["engines"], found["finished"]) == ({}, 0, None)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_row_that_kills_decoders_is_found_and_the_others_are_scored(tmp_path, monkeypatch):
+    def opened(*arguments: Any, **options: Any) -> Corpus:
+        corpus = open_corpus(*arguments, **options)
+        return replace(corpus, access=deadly(corpus.access, "21.png"))
+
+    monkeypatch.setattr(pipeline, "open_corpus", opened)
+    source = write_corpus(tmp_path / "in", 40)
+    manifest = run_scoring(config("ray.batch_size=4"), source, str(tmp_path / "out"))
+    assert manifest.counts == {"ok": 39, "failed": 1}
+    rows = Output(str(tmp_path / "out")).rows().to_pylist()
+    assert [(row["id"], "alone died" in row["error"]) for row in rows if row["status"] == "failed"] == [
+        ("row 21", True)
+    ]
+
+
+class DeadlyShard:
+    """A part of a corpus that kills whichever process reads it."""
+
+    where = "the file"
+
+    def read(self) -> Iterator[pa.Table]:
+        os._exit(3)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_reader_that_dies_again_and_again_ends_the_run(tmp_path, monkeypatch):
+    def opened(*arguments: Any, **options: Any) -> Corpus:
+        corpus = open_corpus(*arguments, **options)
+        return replace(corpus, shards=(DeadlyShard(),), rows=None)
+
+    monkeypatch.setattr(pipeline, "open_corpus", opened)
+    monkeypatch.setattr(m3agiqa.source, "MOST_TRIES", 3)
+    with pytest.raises(RunBroken, match=r"the rows of the file: .* died 3 times, .*; the same command goes on"):
+        run_scoring(config(), write_corpus(tmp_path / "in", 4), str(tmp_path / "out"))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "m3agiqa"
 
 # Earlier layers first; a module may import from its own layer's package or any earlier layer.
 LAYERS: list[set[str]] = [
-    {"errors", "aspects"},
+    {"errors", "aspects", "apart"},
     {"conversation", "records", "images", "ratings", "phash"},
     {"settings"},
     {"config"},

@@ -51,6 +51,11 @@ class FolderShard:
     prompts: pa.Array
     access: Access
 
+    @property
+    def where(self) -> str:
+        """From which file to which."""
+        return f"{self.base}, {self.names[0].as_py()} to {self.names[-1].as_py()}"
+
     def read(self) -> Iterator[pa.Table]:
         """Yields the rows; reads the prompts, not the images."""
         for start in range(0, len(self.names), ROWS_PER_TABLE):

@@ -46,6 +46,12 @@ class ParquetShard:
     mapping: Mapping
     schema: pa.Schema
 
+    @property
+    def where(self) -> str:
+        """From which row on, in which file, and in how many after it."""
+        first, more = self.pieces[0], len(self.pieces) - 1
+        return f"{first.source.uri} from row {first.first_row} on{f', and of {more} files after it' if more else ''}"
+
     def read(self) -> Iterator[pa.Table]:
         """Yields the rows, with embedded images.
 

@@ -38,6 +38,11 @@ _ABSOLUTE = r"^(/|[A-Za-z][A-Za-z0-9+.-]*://)"
 class Shard(Protocol):
     """A part of a corpus that can be read on its own. Shards are small and go through pickle."""
 
+    @property
+    def where(self) -> str:
+        """Where its rows stand, for a message."""
+        ...
+
     def read(self) -> Iterator[pa.Table]:
         """Yields tables of a few thousand rows or about 32 MiB at most, each with the schema of the corpus."""
         ...

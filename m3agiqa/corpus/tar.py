@@ -73,6 +73,11 @@ class TarShard:
     schema: pa.Schema
     most: int
 
+    @property
+    def where(self) -> str:
+        """The tar."""
+        return self.uri
+
     def read(self) -> Iterator[pa.Table]:
         """Yields the rows with their images, in the order of the tar.
 

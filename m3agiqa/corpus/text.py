@@ -66,6 +66,11 @@ class TextShard:
     types: dict[str, pa.DataType]
     schema: pa.Schema
 
+    @property
+    def where(self) -> str:
+        """The file."""
+        return self.source.uri
+
     def read(self) -> Iterator[pa.Table]:
         """Yields the rows; the images are not read."""
         row = 0
