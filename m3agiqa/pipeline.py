@@ -6,6 +6,7 @@ the same output goes on where an earlier one stopped. What is done is read from 
 
 import contextlib
 import errno
+import re
 import sys
 import time
 from collections.abc import Collection, Iterator
@@ -51,8 +52,9 @@ _NO_PROGRESS_S = 6 * 3600.0
 _IO_CPUS = 0.25
 # Up to here the driver compares the ids of a corpus itself.
 _FEW_ROWS = 1_000_000
-# What a full disk says; errors come through Ray as text.
-_FULL = (f"[Errno {errno.ENOSPC}]", f"[Errno {errno.EDQUOT}]", "No space left on device")
+# What a full disk says, and of which file, where it says it; errors come through Ray as text.
+_FULL = (f"[Errno {errno.ENOSPC}]", f"[Errno {errno.EDQUOT}]", "No space left on device", "local disk's utilization")
+_FULL_AT = re.compile(rf"\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT})\] [^:\n]*: '([^'\n]+)'")
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,18 @@ def run_scoring(
             return _score(config, corpus, output, manifest, lease, retry, verbose)
     except Exception as error:
         if not isinstance(error, UserError) and any(sign in str(error) for sign in _FULL):
-            rule = "there is no space left on it"
-            raise RunBroken(f"--output {output_uri}", rule, "make room; the same command goes on") from error
+            raise _full_disk(output, str(error)) from error
         raise
+
+
+def _full_disk(output: Output, said: str) -> RunBroken:
+    """What a run ends with that came to the end of a disk, which may be the output's or one of a node."""
+    found, cure = _FULL_AT.search(said), "make room; the same command goes on"
+    if found is not None and not f"{found[1]}/".startswith(f"{output.path}/"):
+        return RunBroken(found[1], "there is no space left on its disk", cure)
+    if _FULL[-1] in said:
+        return RunBroken("the disk of a node, with Ray's temporary files", "there is no space left on it", cure)
+    return RunBroken(f"--output {output.uri}", "there is no space left on it", cure)
 
 
 def trainings_of(config: RunConfig) -> tuple[Seen | None, list[str]]:

@@ -186,13 +186,29 @@ async def test_nothing_more_is_scored_where_the_run_is_to_end(tmp_path, without_
     assert await score(board, settings, batches(write_corpus(tmp_path / "in", 3), settings)) == ([], 0)
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_folder_free(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "--output {out}"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "{out}/scores/0.parquet"), "--output {out}"),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/ray/spilled/0"), "/tmp/ray/spilled/0"),
+        (OSError(errno.ENOSPC, "No space left on device", "{out}-2/x"), "{out}-2/x"),
+        (ray.exceptions.OutOfDiskError(), "the disk of a node"),
+    ],
+)
+def test_a_full_disk_is_one_line_that_names_it_and_leaves_the_folder_free(tmp_path, monkeypatch, error, named):
+    out = str(tmp_path / "out")
+    if isinstance(error, OSError) and error.filename:
+        error.filename = error.filename.format(out=out)
+
     def full(self, manifest):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        # As it comes from a task: the text of an error, in that of another.
+        raise RuntimeError(f"a task failed:\n{type(error).__name__}: {error}")
 
     monkeypatch.setattr(Output, "write_manifest", full)
-    with pytest.raises(RunBroken, match="no space left on it; make room; the same command goes on"):
-        run_scoring(config(), write_corpus(tmp_path / "in", 2), str(tmp_path / "out"))
+    with pytest.raises(RunBroken, match=r"there is no space left on .*; make room; the same command goes on") as caught:
+        run_scoring(config(), write_corpus(tmp_path / "in", 2), out)
+    assert caught.value.value.startswith(named.format(out=out))
     assert not (tmp_path / "out" / LEASE).exists()
 
 
