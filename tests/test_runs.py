@@ -1,12 +1,18 @@
 import dataclasses
 import json
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m3agiqa.config import load_config
+import m3agiqa.tiny
+from m3agiqa.config import RunConfig, load_config
 from m3agiqa.errors import UserError
+from m3agiqa.opinions import with_states
+from m3agiqa.pipeline import run_scoring
 from m3agiqa.runs import (
     Manifest,
     Output,
@@ -18,6 +24,7 @@ from m3agiqa.runs import (
     status_line,
 )
 from m3agiqa.tiny.architecture import write_random_model
+from tests.corpora import encode, picture
 
 
 def manifest_for(*overrides: str) -> Manifest:
@@ -85,6 +92,34 @@ def test_another_fingerprint_is_refused_by_name_and_nothing_is_changed(tmp_path)
         output.check(manifest_for("scoring.max_description_tokens=9"))
     assert (tmp_path / "out" / "run.json").read_text() == before
     begin(output, manifest_for())
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "named"),
+    [("adapter", "model.adapters", r"model\.adapters\.quality"), ("predictor", "predictor.path", "predictor")],
+)
+def test_another_adapter_or_predictor_may_not_go_on_with_an_output(tmp_path, part, setting, named):
+    """Of the same name, and one bit apart."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.png").write_bytes(encode(picture()))
+    mine, out = tmp_path / part, Output(str(tmp_path / "out"))
+    shutil.copytree(Path(m3agiqa.tiny.__file__).parent / part, mine)
+    config = load_config(None, ["engine.kind=transformers", f"{setting}={mine}"])
+    begin(out, Manifest(*_printed(config), config.model_dump(mode="json"), str(tmp_path / "in")))
+    pq.write_table(pa.table({"id": ["0.png"], "status": ["ok"]}), tmp_path / "out" / "scores" / "0.parquet")
+    weights = next(mine.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    before = (tmp_path / "out" / "run.json").read_text()
+    with pytest.raises(UserError, match=rf"another fingerprint \(.*\b{named} differs\)"):
+        run_scoring(config, str(tmp_path / "in"), out.uri)
+    assert (tmp_path / "out" / "run.json").read_text() == before
+
+
+def _printed(config: RunConfig) -> tuple[str, dict[str, Any]]:
+    parts = fingerprint_parts(with_states(config))
+    return fingerprint(parts), parts
 
 
 def test_another_input_is_refused_since_its_ids_may_mean_other_images(tmp_path):
