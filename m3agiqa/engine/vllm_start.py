@@ -1,6 +1,8 @@
 """Starts vLLM's asynchronous engine as a run's configuration wants it, and adds up what it reports."""
 
+import importlib
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +88,7 @@ def start(
         cache = made.cache_config
         # Not in a variable: something in vLLM keeps this frame, and the engine is to be gone once it is closed.
         return Started(
-            AsyncLLM.from_vllm_config(made, stat_loggers=[_stat_logger(tally)]),
+            AsyncLLM.from_vllm_config(made, stat_loggers=[_stat_logger(tally), *_exporters()]),
             tally,
             # Set by the engine as it starts, once it has seen how much memory is left.
             cache.num_gpu_blocks or 0,
@@ -165,6 +167,23 @@ def _raise_encoder_budget(made: Any) -> int:
     # What is encoded in one step may still be needed in the next.
     scheduler.encoder_cache_size = 2 * scheduler.max_num_encoder_input_tokens
     return int(most)
+
+
+def _exporters() -> list[Any]:
+    """In a Ray actor vLLM's own metrics, on the node's endpoint: the registry that vLLM would use is served by nobody.
+
+    Elsewhere nothing, and Ray is not loaded to find that out.
+    """
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return []
+    from vllm.v1.metrics import ray_wrappers
+
+    if ray_wrappers.ray_metrics is None:
+        # vLLM takes Ray's metrics only together with Ray Serve, whose own requirements nothing here needs. It asks
+        # Serve for the name of a replica, and does without where there is none.
+        ray_wrappers.ray_metrics = importlib.import_module("ray.util.metrics")
+    return [ray_wrappers.RayPrometheusStatLogger]
 
 
 def _stat_logger(tally: Tally) -> Any:
