@@ -166,7 +166,9 @@ class AccessConfig(Section):
     """Which files the rows of a corpus may name, beyond those in the corpus's own folders and `corpus.images`."""
 
     roots: tuple[str, ...] = Field((), description="Further folders, local or URIs, that images may be read from")
-    max_mib: int = Field(256, gt=0, description="Largest image, in MiB: a file, embedded in a manifest, or a member of a tar")
+    max_mib: int = Field(
+        256, gt=0, description="Largest image, in MiB: a file, embedded in a manifest, or a member of a tar"
+    )
     http: bool = Field(False, description="Read images from the web: http and https, public addresses only")
     http_hosts: tuple[str, ...] = Field(
         (), description="The only hosts, * standing for anything; empty: all. Named in full, one may be a private host"
