@@ -9,6 +9,7 @@ import pytest
 
 from m3agiqa import pipeline
 from m3agiqa.cli import main
+from m3agiqa.errors import UserError
 from m3agiqa.lease import Lease
 from m3agiqa.runs import LEASE, Output
 from m3agiqa.status import run_status
@@ -90,6 +91,28 @@ def test_a_folder_that_another_run_has_filled_while_it_was_waited_for_is_refused
     assert "images.max_side" in capsys.readouterr().err
     assert (out / "run.json").read_text() == (other / "run.json").read_text()
     assert not (out / LEASE).exists()
+
+
+def test_a_run_that_is_interrupted_says_what_it_has_come_to(tmp_path, work):
+    source, out = write_corpus(tmp_path / "in", 60), tmp_path / "out"
+    work.stop_after = 16
+    assert score(source, out) == 130
+    manifest = Output(str(out)).read_manifest()
+    assert (manifest.counts, manifest.finished, manifest.rows) == ({"ok": 16}, None, 60)
+    assert manifest.seconds > 0
+
+
+def test_a_run_whose_folder_was_taken_over_leaves_the_others_summary(tmp_path, work, monkeypatch):
+    out = Output(str(tmp_path / "out"))
+
+    def taken_over(*arguments: object) -> None:
+        out.write_whole("run.json", b"{}")
+        out.write_whole(LEASE, b"")
+        raise UserError("a", "b", "c")
+
+    monkeypatch.setattr(pipeline, "_work", taken_over)
+    assert score(write_corpus(tmp_path / "in", 2), out.uri) == 2
+    assert out.read("run.json") == b"{}"
 
 
 def labelled(folder: Path, rows: list[list[object]], *columns: str) -> Path:
