@@ -79,6 +79,7 @@ def decode_rows(
 def _all_apart(
     apart: Apart, access: Access, sources: Sequence[_Source], limits: ImageConfig
 ) -> Iterator[dict[str, Any]]:
+    apart.call(len, "")  # where not even that is done, no row is to blame
     for source in sources:
         try:
             yield apart.call(_read_and_decode, access, source, limits)
