@@ -5,11 +5,14 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from m3agiqa.cli import main
+from m3agiqa.config import AccessConfig
 from m3agiqa.report import report_after, write_report
 from m3agiqa.report.page import script_json
 from m3agiqa.report.pictures import Places, thumbnails
@@ -254,6 +257,13 @@ def test_pictures_in_tars(tmp_path):
     found = thumbnails({"a": "s.tar::a.png", "b": "s.tar::b.png"}, places)
     assert found["a"].uri
     assert found["b"].reason
+    # Noise does not compress: the run rejected it for its size, and so it is not read whole here.
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8))
+    write_tar(tmp_path / "s.tar", [("c.png", encode(large)), ("a.png", blob)])
+    small = Places(str(tmp_path / "s.tar"), access=AccessConfig(max_mib=1))
+    found = thumbnails({"c": "s.tar::c.png", "a": "s.tar::a.png"}, small)
+    assert found["c"].reason
+    assert found["a"].uri
     (tmp_path / "s.tar").write_bytes(b"no tar")
     assert thumbnails({"a": "s.tar::a.png"}, places)["a"].reason
 
