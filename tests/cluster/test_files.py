@@ -125,7 +125,7 @@ def test_the_slurm_script_is_a_script():
     text = script.read_text()
     assert "RAY_AUTH_MODE=token" in text
     assert "--dashboard-host=127.0.0.1" in text
-    settings = re.search(r"--set (ray.*)$", text, re.MULTILINE).group(1)
+    settings = re.search(r"--set (ray.*) &$", text, re.MULTILINE).group(1)
     settings = settings.replace("$head_ip:$port", "10.0.0.1:6379").replace("$SLURM_JOB_NUM_NODES", "4")
     assert load_config(None, shlex.split(settings)).ray.actors == (1, 4)
 
