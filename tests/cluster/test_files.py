@@ -4,9 +4,12 @@ import copy
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
+import botocore.session
+import botocore.validate
 import jsonschema
 import pytest
 import yaml
@@ -107,6 +110,30 @@ def test_ray_up_takes_its_file():
     content["available_node_type"] = {}
     with pytest.raises(jsonschema.ValidationError):
         validate_config(prepare_config(content))
+
+
+def test_nodes_of_aws_have_gpus_in_their_containers_and_a_profile_that_reaches_the_bucket():
+    """What a node is asked for with is what EC2 knows; Ray's schema takes anything there."""
+    types = prepare_config(read("ray-up.yaml"))["available_node_types"]
+    shape = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    for node in types.values():
+        asked = node["node_config"] | {"MinCount": 1, "MaxCount": 1}
+        assert not botocore.validate.ParamValidator().validate(asked, shape).has_errors()
+    assert types["gpu"]["docker"]["worker_run_options"] == ["--gpus=all"]
+    profiles = {name: node["node_config"]["IamInstanceProfile"]["Name"] for name, node in types.items()}
+    assert profiles == {"head": "HEAD-PROFILE", "decode": "WORKER-PROFILE", "gpu": "WORKER-PROFILE"}
+
+
+def test_the_pages_commands_fill_in_all_that_is_to_be_filled_in(tmp_path):
+    blocks = re.findall(r"```console\n(.*?)```", (CLUSTER.parent / "docs" / "cluster.md").read_text(), re.DOTALL)
+    shutil.copytree(CLUSTER, tmp_path / "cluster")
+    for command in re.findall(r"^\$ (sed .*?)(?: && .*)?$", "\n".join(blocks).replace("\\\n", " "), re.MULTILINE):
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    for name in (*KUBERAY, "ray-up.yaml"):
+        text = (tmp_path / "cluster" / name).read_text()
+        assert text != (CLUSTER / name).read_text(), name
+        assert not re.search(r"REGISTRY|:VERSION|//bucket/|[A-Z]+-PROFILE", text), name
+        assert yaml.safe_load(text).keys() == read(name).keys()
 
 
 def test_the_image_has_what_ray_up_needs_of_it():
