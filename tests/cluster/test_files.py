@@ -161,6 +161,8 @@ def test_the_image_is_not_run_by_root_and_keeps_no_compiler_of_the_build():
     text = (CLUSTER / "Dockerfile").read_text()
     stages = text.split("\nFROM ")[1:]
     assert len(stages) == 2
+    assert re.search("^ARG BASE=python:3.11-", text, re.MULTILINE)
+    assert all(stage.startswith("${BASE}") for stage in stages)
     assert re.search(r"^USER 1000$", stages[-1], re.MULTILINE)
     assert "build-essential" not in stages[-1]
     assert "constraints.txt" in text
