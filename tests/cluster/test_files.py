@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import botocore.session
@@ -20,6 +21,7 @@ from m3agiqa.config import load_config
 from tests.cluster.schema import RAY_CLUSTER, RAY_JOB
 
 CLUSTER = Path(__file__).parent.parent.parent / "cluster"
+DRAIN = "/home/ray/drain.py"
 KUBERAY = {"kuberay-raycluster.yaml": RAY_CLUSTER, "kuberay-rayjob.yaml": RAY_JOB}
 
 
@@ -78,8 +80,27 @@ def test_a_kubernetes_cluster_is_closed_and_its_head_has_no_work(name):
     for group in workers:
         pod = group["template"]["spec"]
         assert any("spot" in json.dumps(toleration) for toleration in pod["tolerations"])
-        assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1] == "stop"
+        check_leaving(pod)
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def check_leaving(pod: dict) -> None:
+    """A pod that is taken away drains its node and then stops it, in the time that it has."""
+    shell, flag, line = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert (shell, flag) == ("/bin/sh", "-c")
+    first, second = (shlex.split(command) for command in line.split(";"))
+    assert first[:2] == ["/opt/venv/bin/python", DRAIN]
+    assert second[:2] == ["/opt/venv/bin/ray", "stop"]
+    assert int(first[first.index("--seconds") + 1]) + int(second[-1]) < pod["terminationGracePeriodSeconds"] - 15
+
+
+def test_the_image_has_what_drains_a_node():
+    (image,) = (CLUSTER / "Dockerfile").read_text().split("\nFROM ")[2:]
+    assert f"cluster/drain.py {DRAIN}\n" in image
+    result = subprocess.run(
+        [sys.executable, CLUSTER / "drain.py", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--watch" in result.stdout
 
 
 def test_custom_resources_are_json_as_ray_start_reads_it():
@@ -106,7 +127,13 @@ def test_ray_up_takes_its_file():
     assert "--dashboard-host=127.0.0.1" in start
     assert "--num-cpus=0" in start
     assert "RAY_AUTH_MODE=token" in start
-    assert "RAY_AUTH_MODE=token" in content["worker_start_ray_commands"][-1]
+    _, join, watch = content["worker_start_ray_commands"]
+    assert "RAY_AUTH_MODE=token" in join
+    assert "RAY_AUTH_MODE=token" in watch
+    # Else it would not know when engines are done, and `ray start` would be waited for.
+    assert "--metrics-export-port=" in join
+    assert f"python {DRAIN} --watch" in watch
+    subprocess.run(["bash", "-n", "-c", watch], check=True)
     content["available_node_type"] = {}
     with pytest.raises(jsonschema.ValidationError):
         validate_config(prepare_config(content))
