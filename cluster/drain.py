@@ -24,6 +24,7 @@ _RAY = Path(sys.executable).with_name("ray")
 _POLL_S = 1.0
 _WATCH_EVERY_S = 5.0  # the notice comes two minutes before the end
 _METADATA = "http://169.254.169.254"  # where AWS tells an instance about itself
+_ASK_S = 30.0  # a head that is gone, too, answers nothing, and a cluster that is taken down shall not wait for it
 _KEEP_S = 25.0  # of the time that AWS leaves, for stopping the node
 # Ray Data sees within two seconds that a node drains; an engine tells its batches every 10 s, and Ray tells that on
 # every 10 s: what is read before that may be of a time when it was still given some.
@@ -71,8 +72,9 @@ def drain(node: Node, seconds: float) -> bool:
     """Tells the cluster that a node leaves; whether that was heard. Ray wants the cluster's token for it."""
     command = [str(_RAY), "drain-node", f"--address={node.gcs}", f"--node-id={node.id}"]
     command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the machine is taken away"]
+    command.append(f"--deadline-remaining-seconds={seconds:.0f}")
     try:
-        subprocess.run([*command, f"--deadline-remaining-seconds={seconds:.0f}"], check=True, timeout=seconds)
+        subprocess.run(command, check=True, timeout=min(seconds, _ASK_S))
     except (OSError, subprocess.SubprocessError) as error:
         say(f"{node.id} could not be drained: {error}")
         return False

@@ -141,6 +141,14 @@ def test_an_engines_batches_are_read_from_what_prometheus_is_told(tmp_path):
     assert drain.batches(node) is None
 
 
+def test_a_head_that_is_gone_is_not_waited_for(monkeypatch):
+    """A cluster that is taken down as a whole: nobody answers."""
+    monkeypatch.setattr(drain, "_ASK_S", 2.0)
+    started = time.monotonic()
+    assert not drain.drain(drain.Node(0, "0" * 56, f"127.0.0.1:{free_port()}", ""), 3600)
+    assert time.monotonic() - started < 60
+
+
 def test_waiting_ends_when_time_is_up(monkeypatch):
     class Busy(drain.Node):
         def alive(self) -> bool:
