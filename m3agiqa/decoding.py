@@ -83,8 +83,8 @@ def _all_apart(
     for source in sources:
         try:
             yield apart.call(_read_and_decode, access, source, limits)
-        except Died as died:
-            why = f"the process that read and decoded this row alone died ({died}), as those before it did with others"
+        except Died:
+            why = "the process that read and decoded this row alone died, as those before it did with others"
             yield {"_status": str(Status.FAILED), "_error": why}
 
 
