@@ -76,6 +76,7 @@ def test_an_actor_tells_prometheus_of_its_images(tmp_path, local_ray):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_vllm_tells_its_own_metrics_at_the_same_place(tmp_path, local_ray):
     settings = ["scoring.aspects=quality", "predictor.path=null", "scoring.max_description_tokens=8"]
     config = load_config(DASHBOARD.parent.parent / "configs" / "tiny.yaml", settings)
