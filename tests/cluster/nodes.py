@@ -64,7 +64,6 @@ class Nodes:
         return self._start(
             "--head", f"--port={self.port}", "--num-cpus=0", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={free_port()}",
-            f"--temp-dir={self._temporary}",
         )  # fmt: skip
 
     def worker(self, *more: str) -> subprocess.Popen:
@@ -78,8 +77,12 @@ class Nodes:
         command.append(f"--dashboard-agent-listen-port={free_port()}")
         for _ in range(TRIES):
             path = self._logs / f"node-{len(self._all)}.log"
+            # As of machines of their own: one that joins unpacks a job's working folder, over that of others it shares.
+            own = f"--temp-dir={self._temporary / str(len(self._all))}"
             with path.open("w") as log:
-                node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+                node = subprocess.Popen(
+                    [*command, own], env=self.environment, stdout=log, stderr=log, start_new_session=True
+                )
             self._all.append(node)
             if started(node, path):
                 return node
