@@ -162,7 +162,7 @@ def load_processor(folder: Path, config: ModelConfig) -> Any:
     try:
         return AutoProcessor.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except ImportError as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split(". ")[0]
         rule = f"its processor needs a package that is not installed ({reason})"
         raise UserError(f"model.path={config.path}", rule, "install that, or give another model") from error
 
