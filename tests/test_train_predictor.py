@@ -176,12 +176,12 @@ def test_a_killed_worker_is_made_good(captured, tmp_path, local_ray, quick):
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    more = ("optim.epochs=40", "optim.patience=40", "optim.learning_rate=0.001")
+    more = ("optim.epochs=20", "optim.patience=20", "optim.learning_rate=0.001")
     done, said = train(captured, tmp_path / "p", *more)
     thread.join(timeout=10)
     assert killed
-    assert [record["epoch"] for record in done["epochs"]] == list(range(1, 41))
-    assert len(said) == len(set(said)) == 40
+    assert [record["epoch"] for record in done["epochs"]] == list(range(1, 21))
+    assert len(said) == len(set(said)) == 20
     # As if nothing had happened: an epoch that was cut short is begun again from the end of the one before.
     undisturbed, _ = train(captured, tmp_path / "whole", *more)
     assert bits(tmp_path / "p") == bits(tmp_path / "whole")
