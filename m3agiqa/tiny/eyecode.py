@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m3agiqa.aspects import RATING_WORDS, SCALE_MAX, word_of_score
+from m3agiqa.aspects import RATING_WORDS, SCALE_MAX, Aspect, word_of_score
 from m3agiqa.tiny.corpus import Sample
 from m3agiqa.tiny.degrade import ARTEFACTS, DEGRADATIONS
 from m3agiqa.tiny.facts import ITEMS, Facts
@@ -87,6 +87,13 @@ def directions(width: int) -> Tensor:
     """The directions of the code, orthonormal and always the same: [WHOLE + PART, width]."""
     noise = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
     return torch.linalg.qr(noise)[0][: WHOLE + PART]
+
+
+def scores_told(tokens: Tensor) -> dict[Aspect, Tensor]:
+    """The scores [n], 0 to 5, that image tokens [n, tokens, width] were trained to tell, without any language."""
+    amounts = (tokens @ directions(tokens.shape[-1])[:_AMOUNTS].T).mean(1)
+    lost = {Aspect.QUALITY: len(DEGRADATIONS), Aspect.AUTHENTICITY: _AMOUNTS - 1}
+    return {aspect: SCALE_MAX * (1 - amounts[:, at]) for aspect, at in lost.items()}
 
 
 class EyeLoss(nn.Module):

@@ -14,12 +14,15 @@ from typing import Any
 
 import pyarrow.dataset as ds
 import torch
+from transformers import AutoModelForImageTextToText
 
 from m3agiqa.aspects import RATING_WORDS, Aspect, word_of_score
 from m3agiqa.predictor.metrics import agreement
 from m3agiqa.tiny.card import write_card
 from m3agiqa.tiny.examples import FAULTS
-from m3agiqa.tiny.opinions import LADDER, label_column
+from m3agiqa.tiny.eyecode import scores_told
+from m3agiqa.tiny.opinions import LADDER, held_out_pictures, label_column
+from m3agiqa.tiny.vision import look
 
 Row = dict[str, Any]
 
@@ -50,6 +53,21 @@ def scored_rows(scored: Path) -> list[Row]:
     rows = ds.dataset(scored / "scores").to_table(filter=ds.field("status") == "ok").to_pylist()
     # A CSV has no nulls.
     return [{name: None if value == "" else value for name, value in row.items()} for row in rows]
+
+
+@torch.no_grad()
+def told_by_the_eye(folder: Path, images: int) -> dict[str, float | None]:
+    """SRCC of the scores that a model's image tokens tell of held-out pictures: what all else has to go by."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    told: dict[Aspect, list[float]] = {}
+    truth: dict[Aspect, list[float]] = {}
+    drawn = itertools.islice(held_out_pictures(images), images)
+    while some := list(itertools.islice(drawn, 50)):
+        _, tokens = look(model, [labelled.sample for labelled in some])
+        for aspect, scores in scores_told(tokens).items():
+            told.setdefault(aspect, []).extend(scores.tolist())
+            truth.setdefault(aspect, []).extend(getattr(one.sample.facts, str(aspect)) for one in some)
+    return {str(aspect): srcc(told[aspect], truth[aspect]) for aspect in told}
 
 
 def of_aspect(rows: Sequence[Row], aspect: Aspect) -> dict[str, float | None] | None:
@@ -115,7 +133,9 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="folder of the model")
     given = parser.parse_args()
     rows = scored_rows(given.scored)
-    card = json.loads((given.model / "card.json").read_text()) | {"results": measured(rows)}
+    results = measured(rows)
+    results["eye"] = told_by_the_eye(given.model, results["both"]["quality"]["images"])
+    card = json.loads((given.model / "card.json").read_text()) | {"results": results}
     write_card(given.model, card)
     print(json.dumps(card["results"], indent=1))
 
