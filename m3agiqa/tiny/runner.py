@@ -73,8 +73,9 @@ def load(file: Path, parts: Mapping[str, Any], steps: int, seed: int) -> int:
         UserError: it was written by a training of another length or seed.
     """
     saved = torch.load(file, weights_only=True)
-    if (saved["steps"], saved["seed"]) != (steps, seed):
-        was = f"of {saved['steps']} steps with seed {saved['seed']}, not {steps} with {seed}"
+    earlier = saved.get("steps", "unknown"), saved.get("seed", "unknown")  # before they were written down
+    if earlier != (steps, seed):
+        was = f"of {earlier[0]} steps with seed {earlier[1]}, not {steps} with {seed}"
         raise UserError(str(file), f"it is from a stage {was}", "give another --work, or remove the folder")
     for name, part in parts.items():
         part.load_state_dict(saved[name])
