@@ -53,10 +53,22 @@ class CapturingEngine:
         self._banned = dict.fromkeys(self.builder.control_ids, -100.0)
 
     async def converse(
-        self, image: Image.Image, aspect: Aspect, *, first: int = 12, second: int = 3, lora: Any = None
+        self,
+        image: Image.Image,
+        aspect: Aspect,
+        *,
+        first: int = 12,
+        second: int = 3,
+        lora: Any = None,
+        described: asyncio.Event | None = None,
     ) -> Captured:
-        """Both rounds, each of a fixed number of tokens, and the states of the second one's prompt."""
+        """Both rounds, each of a fixed number of tokens, and the states of the second one's prompt.
+
+        ``described`` is set between the rounds.
+        """
         prompt = await self.describe(image, aspect, first, lora)
+        if described is not None:
+            described.set()
         with self.inbox.ask() as ticket:
             from m3agiqa.engine.vllm_capture import request_extra_args
 
