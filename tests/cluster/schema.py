@@ -99,12 +99,11 @@ WORKERS = fields(
     maxReplicas=COUNT,
     numOfHosts=COUNT,
     idleTimeoutSeconds=COUNT,
-    suspend=FLAG,
     rayStartParams=TEXTS,
     template=POD,
 )
 CLUSTER_SPEC = fields(
-    "headGroupSpec",
+    "headGroupSpec rayVersion",  # the operator refuses a token without it
     rayVersion=TEXT,
     authOptions=fields("mode", mode=one_of("token", "disabled")),
     enableInTreeAutoscaling=FLAG,
@@ -121,9 +120,9 @@ JOB_SPEC = fields(
     entrypoint=TEXT,
     runtimeEnvYAML=TEXT,
     jobId=TEXT,
-    submissionMode=one_of("K8sJobMode", "HTTPMode", "InteractiveMode"),
+    submissionMode=one_of("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"),
     backoffLimit=COUNT,
-    activeDeadlineSeconds=COUNT,
+    activeDeadlineSeconds={"type": "integer", "minimum": 1},
     shutdownAfterJobFinishes=FLAG,
     ttlSecondsAfterFinished=COUNT,
     entrypointNumCpus={"type": "number"},

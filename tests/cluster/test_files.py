@@ -47,6 +47,8 @@ def test_the_schema_refuses_what_kubernetes_would(name):
 
     for spoil in (
         lambda c: cluster(c).pop("headGroupSpec"),
+        lambda c: cluster(c).pop("rayVersion"),
+        lambda c: cluster(c).update(authOptions={"mode": "none"}),
         lambda c: cluster(c).update(workerGroupSpec=[]),
         lambda c: cluster(c)["headGroupSpec"].update(serviceType="Public"),
         lambda c: cluster(c)["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
@@ -65,6 +67,8 @@ def test_the_schema_refuses_what_kubernetes_would(name):
 def test_a_kubernetes_cluster_is_closed_and_its_head_has_no_work(name):
     spec = spec_of(name)
     assert spec["authOptions"] == {"mode": "token"}
+    # Of the image: KubeRay judges by it what that Ray can do.
+    assert re.search(rf"^ray=={spec['rayVersion']}$", (CLUSTER.parent / "constraints.txt").read_text(), re.MULTILINE)
     assert spec["enableInTreeAutoscaling"] is True
     head, workers = spec["headGroupSpec"], spec["workerGroupSpecs"]
     assert head["serviceType"] == "ClusterIP"
