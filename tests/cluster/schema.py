@@ -1,9 +1,12 @@
-"""What a RayCluster and a RayJob may hold: fields of KubeRay's published CRD (ray.io/v1) and, of pods, those in use.
+"""What a RayCluster and a RayJob may hold of Ray's fields, and the words of their pods that are no plain strings.
 
-The CRD is 20,000 lines, most of them Kubernetes' pod; here a field that is not listed is refused, as a mistyped one is
-by the API server with strict validation. Plain strings of the CRD (`serviceType`, `operator`, `effect`) are limited
-to the words that Kubernetes knows. Sources: github.com/ray-project/kuberay, ray-operator/apis/ray/v1, and the
-reference of Kubernetes' PodSpec and Container v1.
+A field of Ray's that is not listed is refused, as a mistyped one is by the API server with strict validation. The list
+was made from KubeRay's Go types and published CRDs (ray.io/v1; github.com/ray-project/kuberay, ray-operator/apis/ray/v1
+and helm-chart/kuberay-operator/crds) and leaves out what no file here uses. What those have as plain strings
+(`submissionMode`, `serviceType`) is limited to the words that KubeRay knows, and what its operator refuses is refused.
+
+The pods are held to Kubernetes' published schemas (`published.py`). Added here is what those leave open and the API
+server refuses or takes for something else: words, amounts, a volume without a source, a probe without a question.
 """
 
 from typing import Any
@@ -17,9 +20,14 @@ QUANTITY: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|Ki|Mi|Gi
 TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 
 
+def holds(required: str = "", **known: Schema) -> Schema:
+    """An object of which more is known than Kubernetes' schema says; `required` names fields that must be there."""
+    return {"type": "object", "properties": known, "required": required.split()}
+
+
 def fields(required: str = "", **known: Schema) -> Schema:
-    """An object of these fields and no others; `required` names those that must be there."""
-    return {"type": "object", "properties": known, "required": required.split(), "additionalProperties": False}
+    """An object of these fields and no others."""
+    return {**holds(required, **known), "additionalProperties": False}
 
 
 def listed(item: Schema) -> Schema:
@@ -30,58 +38,48 @@ def one_of(*words: str) -> Schema:
     return {"enum": list(words)}
 
 
-COMMAND = fields("command", command=listed(TEXT))
-PROBE = fields(
-    "exec", exec=COMMAND, initialDelaySeconds=COUNT, periodSeconds=COUNT, timeoutSeconds=COUNT, failureThreshold=COUNT
-)
+def action(**known: Schema) -> Schema:
+    """What a probe or a hook does: one thing of those that there are."""
+    ways = ("exec", "grpc", "httpGet", "sleep", "tcpSocket")
+    command = holds("command", command=listed(TEXT))
+    return {**holds(exec=command, **known), "oneOf": [{"required": [way]} for way in ways]}
+
+
+PROBE = action(initialDelaySeconds=COUNT, periodSeconds=COUNT, timeoutSeconds=COUNT, failureThreshold=COUNT)
 AMOUNTS: Schema = {
     "type": "object",
     "propertyNames": {"enum": ["cpu", "memory", "nvidia.com/gpu", "ephemeral-storage"]},
     "additionalProperties": QUANTITY,
 }
-CONTAINER = fields(
+CONTAINER = holds(
     "name image resources",
-    name=TEXT,
     image=TEXT,
-    env=listed(fields("name", name=TEXT, value=TEXT, valueFrom={"type": "object"})),
-    resources=fields("limits requests", limits=AMOUNTS, requests=AMOUNTS),
-    ports=listed(fields("containerPort name", containerPort=COUNT, name={"type": "string", "maxLength": 15})),
+    imagePullPolicy=one_of("Always", "IfNotPresent", "Never"),
+    resources=holds("limits requests", limits=AMOUNTS, requests=AMOUNTS),
+    ports=listed(holds("name", containerPort={"minimum": 1, "maximum": 65535}, name={"maxLength": 15})),
     readinessProbe=PROBE,
     livenessProbe=PROBE,
-    lifecycle=fields("preStop", preStop=fields("exec", exec=COMMAND)),
-    securityContext=fields(
-        allowPrivilegeEscalation=FLAG, capabilities=fields("drop", drop=listed(TEXT)), readOnlyRootFilesystem=FLAG
-    ),
-    volumeMounts=listed(fields("name mountPath", name=TEXT, mountPath=TEXT, readOnly=FLAG)),
+    lifecycle=holds(preStop=action()),
 )
-VOLUME = {
-    **fields(
-        "name",
-        name=TEXT,
-        persistentVolumeClaim=fields("claimName", claimName=TEXT, readOnly=FLAG),
-        emptyDir=fields(medium=one_of("", "Memory"), sizeLimit=QUANTITY),
-    ),
+VOLUME: Schema = {  # one that has only its name is an empty directory
+    **holds("name", emptyDir=holds(medium=one_of("", "Memory"), sizeLimit=QUANTITY)),
     "minProperties": 2,
 }
-TOLERATION = fields(
+TOLERATION = holds(
     "key operator",
-    key=TEXT,
     operator=one_of("Equal", "Exists"),
-    value=TEXT,
     effect=one_of("NoSchedule", "PreferNoSchedule", "NoExecute"),
 )
-POD = fields(
+TEMPLATE = fields(
     "spec",
-    metadata=fields(labels=TEXTS, annotations=TEXTS),
-    spec=fields(
-        "containers securityContext",
+    metadata=fields(name=TEXT, namespace=TEXT, labels=TEXTS, annotations=TEXTS, finalizers=listed(TEXT)),
+    spec=holds(
+        "containers",
         containers=listed(CONTAINER),
         volumes=listed(VOLUME),
         tolerations=listed(TOLERATION),
-        nodeSelector=TEXTS,
-        serviceAccountName=TEXT,
-        terminationGracePeriodSeconds=COUNT,
-        securityContext=fields("runAsNonRoot", runAsNonRoot=FLAG, runAsUser=COUNT, runAsGroup=COUNT, fsGroup=COUNT),
+        # The autoscaler replaces pods itself.
+        restartPolicy=one_of("Never"),
     ),
 )
 HEAD = fields(
@@ -89,7 +87,7 @@ HEAD = fields(
     serviceType=one_of("ClusterIP", "NodePort", "LoadBalancer"),
     enableIngress=FLAG,
     rayStartParams=TEXTS,
-    template=POD,
+    template=TEMPLATE,
 )
 WORKERS = fields(
     "groupName minReplicas maxReplicas rayStartParams template",
@@ -100,7 +98,7 @@ WORKERS = fields(
     numOfHosts=COUNT,
     idleTimeoutSeconds=COUNT,
     rayStartParams=TEXTS,
-    template=POD,
+    template=TEMPLATE,
 )
 CLUSTER_SPEC = fields(
     "headGroupSpec rayVersion",  # the operator refuses a token without it
@@ -138,7 +136,7 @@ def resource(kind: str, longest: int, spec: Schema) -> Schema:
         "apiVersion kind metadata spec",
         apiVersion=one_of("ray.io/v1"),
         kind=one_of(kind),
-        metadata=fields("name", name=name, labels=TEXTS, namespace=TEXT),
+        metadata=holds("name", name=name),
         spec=spec,
     )
 
