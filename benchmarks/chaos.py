@@ -1,18 +1,19 @@
 """Random kills over many jobs: no row lost, none twice, one fingerprint, little done again.
 
 `python -m benchmarks.chaos [--jobs 20 --kills 50 --rows 1000 --engine simulated|vllm --seed 0]` starts a cluster of
-three nodes on this machine, runs each job as the command of a user, kills its driver, an actor's process, a whole
-node or (vLLM) the engine's process at random moments, gives the same command again where it ended, and prints one
-JSON line. It ends with 1 where a row was lost, doubled or mixed.
+three nodes on this machine (`chaos_nodes.py`), runs each job as the command of a user, kills its driver, an actor's
+process, a whole node or (vLLM) the engine's process at random moments, pulls a node's cable for a while, gives the
+same command again where it ended, and prints one JSON line. It ends with 1 where a row was lost, doubled or mixed, or
+where a kill cost more than `SHARD`.
 """
 
 import argparse
+import bisect
 import csv
 import itertools
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,61 +21,17 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import psutil
 from PIL import Image
 
+from benchmarks.chaos_nodes import Nodes, start_nodes
+
 _ACTOR, _ENGINE = "MapWorker(MapBatches(", "EngineCore"
-_NODE_CPUS = 3
-_FILE_ROWS = 64
+_FILE_ROWS, _ACTORS, _BATCHES, _BATCH_ROWS = 64, 2, 2, 16
+SHARD = _FILE_ROWS + _ACTORS * _BATCHES * _BATCH_ROWS
+"""Rows that a kill may cost: a file that is not committed, and what is in the engines."""
 # A command that has not ended by then is a hang, which counts as rows lost.
 _PATIENCE_S = 900.0
-_WORKERS = 2
-
-
-@dataclass
-class Nodes:
-    """A cluster on this machine whose nodes are processes below this one; the head is not killed."""
-
-    cluster: Any
-    workers: list[Any] = field(default_factory=list)
-
-    @classmethod
-    def start(cls) -> "Nodes":
-        """A head and two workers."""
-        from ray.cluster_utils import Cluster
-
-        nodes = cls(Cluster(initialize_head=True, head_node_args={"num_cpus": _NODE_CPUS, "include_dashboard": False}))
-        for _ in range(_WORKERS):
-            nodes.add()
-        return nodes
-
-    def add(self) -> None:
-        """One more worker."""
-        self.workers.append(self.cluster.add_node(num_cpus=_NODE_CPUS))
-
-    def kill_one(self, rng: random.Random) -> bool:
-        """A worker goes without a word, and a new one comes."""
-        worker = self.workers.pop(rng.randrange(len(self.workers)))
-        self.cluster.remove_node(worker, allow_graceful=False)
-        self.add()
-        return True
-
-    def kill_process(self, title: str, rng: random.Random) -> bool:
-        """Kills a process of the cluster by what its command line holds. False where there is none."""
-        found = [p for p in psutil.Process().children(recursive=True) if title in _title(p)]
-        if not found:
-            return False
-        rng.choice(found).send_signal(signal.SIGKILL)
-        return True
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 @dataclass
@@ -88,6 +45,7 @@ class Job:
     kills: list[str]
     done: Counter[str] = field(default_factory=Counter)
     commands: int = 0
+    marks: list[int] = field(default_factory=list)
 
     @property
     def log(self) -> Path:
@@ -107,8 +65,9 @@ class Job:
         """The user's command, the same each time."""
         settings = [
             f"engine.kind={self.engine}", f"ray.address={self.address}", f"ray.rows_per_file={_FILE_ROWS}",
-            "ray.actors=2", "ray.num_cpus=1", "ray.decode_cpus=0.25", "ray.batches_in_flight=2", "predictor.path=null",
-            "engine.simulated_latency_s=0.2", f"engine.simulated_log={self.log}",
+            f"ray.actors={_ACTORS}", "ray.num_cpus=1", "ray.decode_cpus=0.25", f"ray.batches_in_flight={_BATCHES}",
+            f"ray.batch_size={_BATCH_ROWS}", "predictor.path=null",
+            "engine.simulated_latency_s=1", f"engine.simulated_log={self.log}",
         ]  # fmt: skip
         if self.engine != "simulated":
             settings += ["ray.actors=1", "scoring.max_description_tokens=40"]
@@ -137,6 +96,7 @@ class Job:
             if code is not None:
                 process = self.command()
             time.sleep(0.1)
+            nodes.tend()
             # A kill hits work that is under way: before the first row it would only test Ray's start.
             if not self.kills or self.progress() == seen:
                 continue
@@ -146,16 +106,33 @@ class Job:
                 seen, wait_s = self.progress(), rng.uniform(0.0, 3.0)
 
     def _kill(self, kind: str, process: subprocess.Popen[bytes], nodes: Nodes, rng: random.Random) -> bool:
+        mark = len(self.given())
         if kind == "driver":
             process.kill()
             process.wait()
-            return True
-        if kind == "node":
-            return nodes.kill_one(rng)
-        return nodes.kill_process(_ENGINE if kind == "engine" else _ACTOR, rng)
+        elif kind in nodes.kinds:
+            nodes.harm(kind, rng)
+        elif not nodes.kill_process(_ENGINE if kind == "engine" else _ACTOR, rng):
+            return False
+        self.marks.append(mark)
+        return True
+
+    def given(self) -> list[str]:
+        """The prompts that the simulated engines were given so far, in order."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line.split(" ", 1)[1] for line in lines]
+
+    def repeated(self) -> list[int]:
+        """Rows that were given to an engine again, by the kill before that."""
+        counts, seen = [0] * len(self.marks), set()
+        for place, prompt in enumerate(self.given()):
+            if prompt in seen:
+                counts[bisect.bisect_right(self.marks, place) - 1] += 1
+            seen.add(prompt)
+        return counts
 
     def outcome(self) -> Counter[str]:
-        """Rows lost, doubled, not ok, of a second fingerprint, and given to an engine again."""
+        """Rows lost, doubled, not ok and of a second fingerprint."""
         from m3agiqa.runs import Output
 
         rows = Output(str(self.folder / "out")).rows(["id", "status", "fingerprint"]).to_pylist()
@@ -167,8 +144,6 @@ class Job:
             not_ok=sum(row["status"] != "ok" for row in rows),
             commands=self.commands,
         )
-        if self.log.exists():  # only the simulated engine notes what it is given
-            counts["repeated"] = self.log.read_bytes().count(b"\n") - self.rows
         return counts
 
 
@@ -184,34 +159,42 @@ def main() -> int:
     # Drivers and nodes find the package where this was started.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     rng, started = random.Random(args.seed), time.monotonic()
-    kinds = itertools.cycle(["driver", "actor", "node"] + (["engine"] if args.engine == "vllm" else []))
-    nodes, total, kills, worst = Nodes.start(), Counter[str](), Counter[str](), 0
+    nodes, total, kills, repeated = start_nodes(), Counter[str](), Counter[str](), list[int]()
+    kinds = itertools.cycle(["driver", "actor", *nodes.kinds, *(["engine"] if args.engine == "vllm" else [])])
     left = [next(kinds) for _ in range(args.kills)]
     try:
         for number in range(args.jobs):
             share = -(-len(left) // (args.jobs - number))
             with tempfile.TemporaryDirectory() as folder:
-                job = Job(Path(folder), args.rows, args.engine, nodes.cluster.address, left[:share])
+                job = Job(Path(folder), args.rows, args.engine, nodes.address, left[:share])
                 job.write_corpus()
                 job.run(nodes, rng)
-                outcome = job.outcome()
+                outcome, again = job.outcome(), job.repeated()
             # A job that ended before all of its kills leaves them to the next.
             left = job.kills + left[share:]
             kills += job.done
-            worst = max(worst, outcome["repeated"] // max(job.done.total(), 1))
+            repeated += again
             total += outcome
-            print(f"job {number + 1} of {args.jobs}: {dict(job.done)}, {dict(outcome)}", file=sys.stderr, flush=True)
+            said = f"{dict(job.done)}, {dict(outcome)}, repeated {again}"
+            print(f"job {number + 1} of {args.jobs}: {said}", file=sys.stderr, flush=True)
     finally:
-        nodes.cluster.shutdown()
+        nodes.close()
     names = ("lost", "twice", "mixed_fingerprints", "not_ok", "commands")
     seconds = round(time.monotonic() - started, 1)
-    found = {"engine": args.engine, "jobs": args.jobs, "rows": args.jobs * args.rows, "kills": dict(kills)}
+    found = {
+        "engine": args.engine,
+        "nodes": nodes.name,
+        "jobs": args.jobs,
+        "rows": args.jobs * args.rows,
+        "kills": dict(kills),
+    }
     found |= {name: total[name] for name in names}
-    if "repeated" in total:
-        found |= {"repeated": total["repeated"], "most_repeated_per_kill": worst}
+    worst = max(repeated, default=0)
+    if args.engine == "simulated":  # only this one notes what it is given
+        found |= {"repeated": sum(repeated), "most_repeated_by_a_kill": worst, "shard": SHARD}
     found["seconds"] = seconds
     print(json.dumps(found))
-    return int(any(total[name] for name in names[:4]))
+    return int(any(total[name] for name in names[:4]) or worst > SHARD)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def images_per_second(folder: Path, manifest: Path, rows: int, engines: int, lat
 
 
 class Watch:
-    """Reads the engines' log, which has a line with the engine's process for each image, while it is entered.
+    """Reads the engines' log, which has a line that begins with the engine's process for each image, while entered.
 
     Args:
         last: images after which no more is looked at.
@@ -76,7 +76,7 @@ class Watch:
         seen = 0
         while not self._stop.wait(_EVERY_S):
             lines = self._log.read_text().splitlines() if self._log.exists() else []
-            if seen < len(lines) <= self._last and len(set(lines)) >= self._engines:
+            if seen < len(lines) <= self._last and len({line.split()[0] for line in lines}) >= self._engines:
                 self._steps.append((time.monotonic(), len(lines)))
             seen = len(lines)
 

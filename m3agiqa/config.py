@@ -73,7 +73,7 @@ class EngineConfig(Section):
         None, min_length=1, description="A prompt that holds this kills the simulated engine's process"
     )
     simulated_log: str | None = Field(
-        None, description="File that the simulated engine adds a line to for each image: what was done twice"
+        None, description="File that the simulated engine adds a line to for each image, its process and the prompt"
     )
 
 

@@ -25,11 +25,11 @@ class SimulatedEngine:
 
     async def assess(self, items: Sequence[Item]) -> list[Outcome]:
         """One outcome per item; the items of a call take their latency side by side."""
-        await asyncio.sleep(self._settings.simulated_latency_s)
-        self._items += len(items)
         if self._settings.simulated_log is not None:
             with Path(self._settings.simulated_log).open("a") as log:
-                log.write(f"{os.getpid()}\n" * len(items))
+                log.writelines(f"{os.getpid()} {item.prompt!r}\n" for item in items)
+        await asyncio.sleep(self._settings.simulated_latency_s)
+        self._items += len(items)
         poison = self._settings.simulated_poison
         if poison is not None and any(poison in (item.prompt or "") for item in items):
             os._exit(1)
