@@ -8,12 +8,14 @@ registered classes do what vLLM's own do.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
@@ -23,6 +25,8 @@ _MODULE = "m3agiqa.engine.vllm_models"
 _QWEN_VL = "m3agiqa.engine.vllm_qwen_vl"
 _ENGINE_PROCESSES = ("EngineCore", "VllmWorker")
 _WATCH = "m3agiqa-parent"
+# After a message the next is soon to come.
+_LATELY_S, _LOOK_MS = 1.0, 1
 
 MODELS = {
     "Idefics3ForConditionalGeneration": f"{_MODULE}:Idefics3WithStates",
@@ -42,10 +46,11 @@ VLLM_RANGE = ((0, 32), (0, 33))
 
 
 def register() -> None:
-    """Registers the classes of `MODELS`, and ties the engine's processes to ours. vLLM may call it more than once."""
+    """Registers the classes of `MODELS`, and makes the engine's processes fit ours. vLLM may call it more than once."""
     from vllm import ModelRegistry
 
     _end_with_parent()
+    _sleep_while_waiting()
 
     for architecture, model in MODELS.items():
         ModelRegistry.register_model(architecture, model)
@@ -59,7 +64,7 @@ def _end_with_parent() -> None:
     """
     parent = multiprocessing.parent_process()
     # Ours may have a parent too, which may have its reasons to go first.
-    if parent is None or not multiprocessing.current_process().name.startswith(_ENGINE_PROCESSES):
+    if parent is None or not _in_engine():
         return
 
     def wait() -> None:
@@ -70,6 +75,34 @@ def _end_with_parent() -> None:
         threading.Thread(target=wait, name=_WATCH, daemon=True).start()
         # After all other finalizers: the lower the priority, the later.
         multiprocessing.util.Finalize(None, _leave, exitpriority=-1000)
+
+
+@functools.cache
+def _sleep_while_waiting() -> None:
+    """On a CPU, lets the engine's processes sleep while they wait for each other.
+
+    For a second after a message vLLM looks for the next without a pause, with a core that decoding and Ray have use
+    for. Here it sleeps until it is told; as what tells it may be lost, it looks by itself again soon.
+    """
+    from vllm.platforms import current_platform
+
+    if not _in_engine() or not current_platform.is_cpu():
+        return
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+
+    wait = SpinCondition.wait
+
+    def sleep(self: SpinCondition, timeout_ms: int | None = None) -> None:
+        lately = time.monotonic() <= self.last_read + _LATELY_S
+        self.busy_loop_s = 0.0
+        wait(self, _LOOK_MS if lately else timeout_ms)
+
+    setattr(SpinCondition, "wait", sleep)  # noqa: B010 (mypy allows no assignment)
+
+
+def _in_engine() -> bool:
+    """Whether this is one of the engine's processes."""
+    return multiprocessing.current_process().name.startswith(_ENGINE_PROCESSES)
 
 
 def _leave() -> None:
