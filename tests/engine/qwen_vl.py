@@ -1,7 +1,7 @@
 """Qwen-VL models of a few thousand parameters, and what both engines make of them.
 
-A program, `python -m tests.engine.qwen_vl NAME FOLDER OUT`: with the stand-in for torchvision on its path, which is not
-for the process of the other tests.
+A program, `python -m tests.engine.qwen_vl compare|downscale NAME FOLDER OUT`: with the stand-in for torchvision on its
+path, which is not for the process of the other tests.
 """
 
 import importlib
@@ -90,7 +90,7 @@ def _vision(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def config_for(kind: str, folder: Path) -> RunConfig:
+def config_for(kind: str, folder: Path, *more: str) -> RunConfig:
     """Of a run that captures; in vLLM with steps so short that prompts are cut, pictures among them."""
     return load_config(
         None,
@@ -103,13 +103,13 @@ def config_for(kind: str, folder: Path) -> RunConfig:
             "engine.batch_size=5",
             "engine.max_num_batched_tokens=64",
             "engine.max_num_seqs=16",
+            *more,
         ],
     )
 
 
 def compare(name: str, folder: Path) -> dict[str, Any]:
     """How far vLLM's answers and states are from those of transformers, and how much a picture matters to them."""
-    write_model(name, folder)
     items = [Item(np.asarray(image), "a red cube", tuple(Aspect)) for image in random_images(8)]
     expected, _ = assess(config_for("transformers", folder), items)
     found, stats = assess(config_for("vllm", folder), items)
@@ -127,9 +127,25 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def downscale(folder: Path) -> dict[str, Any]:
+    """What both engines make of pictures of which the largest are too long for the context by a few tokens."""
+    items = [Item(np.asarray(image), "a red cube", (Aspect.QUALITY,)) for image in random_images(8)]
+    whole, _ = assess(config_for("transformers", folder), items)
+    longest = max(found[Aspect.QUALITY].prompt_tokens for found in whole)
+    more = (f"model.max_model_len={longest}", "scoring.downscale_to_fit=true")
+    found = [assess(config_for(kind, folder, *more), items)[0] for kind in ("transformers", "vllm")]
+    keys = ("note", "description", "rating_answer", "prompt_tokens")
+    rows = [[[getattr(row[Aspect.QUALITY], key) for key in keys] for row in rows] for rows in found]
+    return {"context": longest, "transformers": rows[0], "vllm": rows[1]}
+
+
 def _share(difference: torch.Tensor, of: torch.Tensor) -> float:
     return float(difference.abs().max() / of.abs().max())
 
 
 if __name__ == "__main__":
-    Path(sys.argv[3]).write_text(json.dumps(compare(sys.argv[1], Path(sys.argv[2]))))
+    what, name, folder, out = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
+    write_model(name, folder)
+    out.write_text(
+        json.dumps({"compare": lambda: compare(name, folder), "downscale": lambda: downscale(folder)}[what]())
+    )
