@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,14 @@ from m3agiqa.config import ModelConfig
 from m3agiqa.conversation import questions
 from m3agiqa.engine.prompting import load_processor, prompt_builder
 from m3agiqa.engine.shared_states import StatesInbox
+from m3agiqa.predictor.fold import fold
+from m3agiqa.predictor.lm_head import LMHead
 
 ARCHITECTURE = "Idefics3ForConditionalGeneration"
+WIDTH = 512
+"""Outputs of the published predictor's first layer."""
+TIE = 1e-4
+"""Logits that differ by a smaller share of their spread are equal but for rounding."""
 _numbers = itertools.count()
 
 
@@ -35,19 +41,71 @@ def random_images(count: int, seed: int = 0) -> list[Image.Image]:
 
 
 @dataclass(frozen=True)
-class Captured:
-    """A conversation as the engine had it: the whole prompt of round 2 and its states [tokens, hidden]."""
+class Described:
+    """Round 1 of a conversation.
 
+    Attributes:
+        asked: the prompt of round 1, in which the image is one token.
+        answer: the description's tokens.
+        rest: what follows it in the prompt of round 2.
+        finish_reason: why the description ends.
+    """
+
+    asked: list[int]
+    answer: list[int]
+    rest: list[int]
+    finish_reason: str
+
+    @property
+    def prompt(self) -> list[int]:
+        """That of round 2."""
+        return self.asked + self.answer + self.rest
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A conversation as the engine had it.
+
+    Attributes:
+        described: its first round.
+        ids: the whole prompt of round 2, the image's own tokens among them.
+        answer: the tokens of round 2's answer.
+        finish_reason: why that ends.
+        states: those of `ids` [tokens, hidden].
+        cached: how many of `ids` were not computed again.
+        preempted: how often round 2 lost its place in the engine, and began again.
+    """
+
+    described: Described
     ids: list[int]
+    answer: list[int]
+    finish_reason: str
     states: torch.Tensor
     cached: int
+    preempted: int
+
+    @property
+    def opened(self) -> int:
+        """Where the description begins in `ids`."""
+        return len(self.ids) - len(self.described.answer) - len(self.described.rest)
+
+    @property
+    def generated(self) -> list[int]:
+        """Positions in `ids` + `answer` of the tokens that the engine wrote."""
+        first = range(self.opened, self.opened + len(self.described.answer))
+        return [*first, *range(len(self.ids), len(self.ids) + len(self.answer))]
+
+    @property
+    def answers(self) -> list[tuple[list[int], str]]:
+        """Both answers, and why each of them ends."""
+        return [(self.described.answer, self.described.finish_reason), (self.answer, self.finish_reason)]
 
 
 class CapturingEngine:
     """Two rounds against an AsyncLLM, the way m3agiqa's engine runs them."""
 
-    def __init__(self, llm: Any, folder: Path, inbox: StatesInbox, preemptions: list[int]) -> None:
-        self.llm, self.inbox, self.preemptions = llm, inbox, preemptions
+    def __init__(self, llm: Any, folder: Path, inbox: StatesInbox) -> None:
+        self.llm, self.inbox = llm, inbox
         self.builder = prompt_builder(folder, ModelConfig(path=str(folder)))
         # A model with random weights would write image placeholders, and the next prompt would have too many.
         self._banned = dict.fromkeys(self.builder.control_ids, -100.0)
@@ -59,32 +117,52 @@ class CapturingEngine:
         *,
         first: int = 12,
         second: int = 3,
+        ends: Sequence[int] = (),
         lora: Any = None,
-        described: asyncio.Event | None = None,
+        between: asyncio.Event | None = None,
     ) -> Captured:
-        """Both rounds, each of a fixed number of tokens, and the states of the second one's prompt.
+        """Both rounds and the states of the second one's prompt.
 
-        ``described`` is set between the rounds.
+        Answers have so many tokens, or fewer where one of ``ends`` comes. ``between`` is set between the rounds.
         """
-        prompt = await self.describe(image, aspect, first, lora)
-        if described is not None:
-            described.set()
+        described = await self.describe(image, aspect, first, ends=ends, lora=lora)
+        if between is not None:
+            between.set()
         with self.inbox.ask() as ticket:
             from m3agiqa.engine.vllm_capture import request_extra_args
 
-            output = await self.generate(prompt, image, second, lora, request_extra_args(ticket))
+            extra = request_extra_args(ticket)
+            output = await self.generate(described.prompt, image, second, ends=ends, lora=lora, extra=extra)
             states = await ticket.receive(timeout_s=10)
-        return Captured(list(output.prompt_token_ids), states, output.num_cached_tokens)
+        (answer,) = output.outputs
+        return Captured(
+            described=described,
+            ids=list(output.prompt_token_ids),
+            answer=list(answer.token_ids),
+            finish_reason=answer.finish_reason,
+            states=states,
+            cached=output.num_cached_tokens,
+            preempted=output.metrics.num_preemptions,
+        )
 
-    async def describe(self, image: Image.Image, aspect: Aspect, tokens: int = 12, lora: Any = None) -> list[int]:
-        """Round 1; returns the prompt of round 2."""
+    async def describe(
+        self, image: Image.Image, aspect: Aspect, tokens: int = 12, *, ends: Sequence[int] = (), lora: Any = None
+    ) -> Described:
+        """Round 1."""
         asked = questions(aspect, "a red cube on a table")
         prompt = self.builder.first_round(asked)
-        output = await self.generate(prompt, image, tokens, lora)
-        return prompt + list(output.outputs[0].token_ids) + self.builder.second_round(asked)
+        (answer,) = (await self.generate(prompt, image, tokens, ends=ends, lora=lora)).outputs
+        return Described(prompt, list(answer.token_ids), self.builder.second_round(asked), answer.finish_reason)
 
     async def generate(
-        self, ids: list[int], image: Image.Image, tokens: int, lora: Any = None, extra: dict[str, Any] | None = None
+        self,
+        ids: list[int],
+        image: Image.Image,
+        tokens: int,
+        *,
+        ends: Sequence[int] = (),
+        lora: Any = None,
+        extra: dict[str, Any] | None = None,
     ) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -93,6 +171,7 @@ class CapturingEngine:
             temperature=0.0,
             max_tokens=tokens,
             ignore_eos=True,
+            stop_token_ids=list(ends),
             detokenize=False,
             logit_bias=self._banned,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -103,6 +182,11 @@ class CapturingEngine:
         async for output in self.llm.generate(prompt, params, f"r{next(_numbers)}", lora_request=lora):
             last = output
         return last
+
+    def some_ends(self, every: int) -> list[int]:
+        """Ordinary tokens to end answers at, which a model with random weights writes now and then."""
+        ordinary = set(self.builder.tokenizer.get_vocab().values()) - self.builder.control_ids
+        return sorted(ordinary)[::every]
 
     def unread(self) -> list[str]:
         """Files of requests that are still in shared memory."""
@@ -118,7 +202,6 @@ async def capturing_engine(folder: Path, **args: Any) -> AsyncIterator[Capturing
 
     from m3agiqa.engine.vllm_capture import capture_engine_args
 
-    preemptions = [0]
     defaults = {"dtype": "float32", "max_model_len": 512, "enforce_eager": True, "block_size": 32}
     engine_args = AsyncEngineArgs(
         model=str(folder),
@@ -127,45 +210,55 @@ async def capturing_engine(folder: Path, **args: Any) -> AsyncIterator[Capturing
         **(defaults | args),
         **capture_engine_args([ARCHITECTURE]),
     )
-    llm = AsyncLLM.from_engine_args(engine_args, stat_loggers=[_preemption_counter(preemptions)])
+    llm = AsyncLLM.from_engine_args(engine_args)
     try:
         with StatesInbox() as inbox:
-            yield CapturingEngine(llm, folder, inbox, preemptions)
+            yield CapturingEngine(llm, folder, inbox)
     finally:
         await asyncio.to_thread(llm.shutdown, 30)
 
 
-def _preemption_counter(total: list[int]) -> Any:
-    from vllm.v1.metrics.loggers import StatLoggerBase
+@dataclass(frozen=True)
+class Comparison:
+    """What a captured conversation is beside the oracle's. Errors are shares of the largest value.
 
-    class Counter(StatLoggerBase):
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-            pass
+    Attributes:
+        same_prompt: whether the prompt's tokens are those of the transformers processor.
+        tokens: how many the engine generated.
+        wrong: how many of them are not the greedy choice.
+        ties: at how many of them the two best are so nearly equal that either may be chosen.
+        states: error of the states.
+        projections: error of what the folded matrix makes of them, against the long way on the oracle's logits.
+        folding: the same against the long way on the captured states: what folding alone adds.
+    """
 
-        def record(
-            self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
-        ) -> None:
-            if iteration_stats is not None:
-                total[0] += iteration_stats.num_preempted_reqs
-
-        def log_engine_initialized(self) -> None:
-            pass
-
-    return Counter
+    same_prompt: bool
+    tokens: int
+    wrong: int
+    ties: int
+    states: float
+    projections: float
+    folding: float
 
 
 class Oracle:
-    """The states by transformers in float32, each conversation alone and from scratch."""
+    """Tokens, states and projections by transformers and PEFT in float32, each conversation alone and from scratch."""
 
     def __init__(self, folder: Path, adapters: dict[str, Path] | None = None) -> None:
         from transformers import AutoModelForImageTextToText
 
         config = ModelConfig(path=str(folder))
         self._processor = load_processor(folder, config)
-        self._image_token = prompt_builder(folder, config, self._processor).image_token
+        self._builder = prompt_builder(folder, config, self._processor)
         self._model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         for name, path in (adapters or {}).items():
             self._add(name, path)
+        self._head = LMHead.load(folder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            # The published predictor's first layer.
+            self._layer = torch.nn.Linear(len(self._head.weight), WIDTH)
+        self._folded = fold(self._layer.weight.detach(), self._layer.bias.detach(), self._head)
 
     def _add(self, name: str, path: Path) -> None:
         from peft import PeftModel
@@ -176,24 +269,67 @@ class Oracle:
             self._model = PeftModel.from_pretrained(self._model, path, adapter_name=name).eval()
 
     @torch.inference_mode()
-    def states(self, ids: list[int], image: Image.Image, adapter: str | None = None) -> torch.Tensor:
-        """[tokens, hidden] after the final norm, for a prompt whose image tokens are put in already."""
+    def compare(self, captured: Captured, image: Image.Image, adapter: str | None = None) -> Comparison:
+        """Holds a conversation against one forward, of the base model where no adapter is named."""
+        expected, logits, shown = self._forward(captured.ids + captured.answer, image, adapter)
+        wrong, ties = self._choices(captured, logits)
+        length = len(captured.ids)
+        assert captured.states.shape == expected[:length].shape
+        states = captured.states.float()
+        long = self._layer(logits[:length])
+        short = self._folded(states)
+        return Comparison(
+            same_prompt=captured.ids == self._shown(captured.described.prompt, shown),
+            tokens=len(captured.generated),
+            wrong=wrong,
+            ties=ties,
+            states=_share(states - expected[:length], expected[:length]),
+            projections=_share(short - long, long),
+            folding=_share(short - self._layer(self._head.logits(states)), long),
+        )
+
+    def _forward(
+        self, ids: list[int], image: Image.Image, adapter: str | None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """States after the final norm [tokens, hidden], logits [tokens, vocabulary], and the image's own tokens."""
+        inputs = self._processor(text=[self._builder.image_token], images=[[image]], return_tensors="pt")
+        with self._using(adapter):
+            output = self._model(
+                input_ids=torch.tensor([ids]),
+                pixel_values=inputs["pixel_values"],
+                pixel_attention_mask=inputs["pixel_attention_mask"],
+                output_hidden_states=True,
+            )
+        return output.hidden_states[-1][0], output.logits[0], inputs["input_ids"][0].tolist()
+
+    @contextlib.contextmanager
+    def _using(self, adapter: str | None) -> Iterator[None]:
+        from peft import PeftModel
+
         if adapter is not None:
             self._model.set_adapter(adapter)
-        pixels = self._processor(text=[self._image_token], images=[[image]], return_tensors="pt")
-        output = self._model(
-            input_ids=torch.tensor([ids]),
-            pixel_values=pixels["pixel_values"],
-            pixel_attention_mask=pixels["pixel_attention_mask"],
-            output_hidden_states=True,
-        )
-        return output.hidden_states[-1][0]
+        off = adapter is None and isinstance(self._model, PeftModel)
+        with self._model.disable_adapter() if off else contextlib.nullcontext():
+            yield
 
-    def error(self, captured: Captured, image: Image.Image, adapter: str | None = None) -> float:
-        """Largest difference, as a share of the largest value."""
-        expected = self.states(captured.ids, image, adapter)
-        assert captured.states.shape == expected.shape
-        return float((captured.states.float() - expected).abs().max() / expected.abs().max())
+    def _shown(self, prompt: list[int], shown: list[int]) -> list[int]:
+        """A prompt with the image's own tokens in the place of its one."""
+        at = prompt.index(self._builder.image_token_id)
+        return prompt[:at] + shown + prompt[at + 1 :]
+
+    def _choices(self, captured: Captured, logits: torch.Tensor) -> tuple[int, int]:
+        """How many of the engine's tokens are not the greedy choice, and at how many the two best are equal."""
+        at = torch.tensor(captured.generated)
+        chosen = torch.tensor(captured.ids + captured.answer)[at]
+        allowed = logits[at - 1].index_fill(1, torch.tensor(sorted(self._builder.control_ids)), -torch.inf)
+        best, second = allowed.topk(2).values.T
+        spread = logits[at - 1].amax(1) - logits[at - 1].amin(1)
+        behind = best - allowed.gather(1, chosen[:, None])[:, 0]
+        return int((behind > TIE * spread).sum()), int((best - second <= TIE * spread).sum())
+
+
+def _share(difference: torch.Tensor, of: torch.Tensor) -> float:
+    return float(difference.abs().max() / of.abs().max())
 
 
 def write_random_adapter(model: Path, folder: Path, seed: int) -> Path:
