@@ -18,7 +18,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 ANSWERS := import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=3); print("--extra-index-url", sys.argv[1])
 PIP = $(BIN)/python -m pip install -q $$($(PYTHON) -c '$(ANSWERS)' $(TORCH_CPU_INDEX) 2>/dev/null)
 
-.PHONY: demo test check docs tiny-model tiny-adapter tiny-predictor tiny-figures bench lock clean help
+.PHONY: demo test check docs tiny-model tiny-adapter tiny-predictor tiny-figures bench lock lock-gpu clean help
 
 help:
 	@echo "make demo         score real pictures with the embedded model (ENGINE=vllm or transformers)"
@@ -120,6 +120,14 @@ bench: $(VENV)/.vllm
 lock: $(VENV)/.vllm
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip list --format=freeze --exclude-editable \
 		--exclude pip; } > constraints.new && mv constraints.new constraints.txt
+
+# The same for the image, as near to constraints.txt as vLLM's build for GPUs allows. Needs uv.
+GPU_LOCK := cluster/gpu-requirements.txt
+lock-gpu:
+	@{ sed -n '/^#/p' $(GPU_LOCK); grep -vE '^(#|vllm|torch|triton|nvidia)' constraints.txt; } > $(GPU_LOCK).new
+	@echo boto3 | uv pip compile -q --extra vllm --extra train --python-version 3.11 \
+		--python-platform x86_64-manylinux_2_28 --no-annotate --no-header -o $(GPU_LOCK).new pyproject.toml -
+	@{ sed -n '/^#/p' $(GPU_LOCK); cat $(GPU_LOCK).new; } > $(GPU_LOCK).all && mv $(GPU_LOCK).all $(GPU_LOCK) && rm $(GPU_LOCK).new
 
 clean:
 	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,11 +1,12 @@
 """Joining a Ray cluster, or starting one, without the noise."""
 
 import contextlib
+import functools
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -27,6 +28,8 @@ def connect(address: str | None, cpus: int, *, verbose: bool = False) -> None:
     quiet_libraries(verbose)
     if ray.is_initialized():
         return
+    if not verbose:
+        _hide_refusals()
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     address = address or os.environ.get("RAY_ADDRESS")
@@ -69,6 +72,18 @@ def quiet_libraries(verbose: bool) -> None:
     warnings.filterwarnings("ignore", module=r"ray\..*")
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@functools.cache
+def _hide_refusals() -> None:
+    """Keeps Ray from printing, with a traceback, an error of ours that ended an actor: it is told in one line."""
+    say: Callable[..., None] = ray._private.worker.print_to_stdstream
+
+    def say_what_is_not_ours(data: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        if lines := [line for line in data["lines"] if f"{UserError.__module__}." not in line]:
+            say(data | {"lines": lines}, *args, **kwargs)
+
+    ray._private.worker.print_to_stdstream = say_what_is_not_ours
 
 
 @contextlib.contextmanager

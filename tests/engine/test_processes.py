@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from m3agiqa.config import load_config
 from m3agiqa.engine.vllm_plugins import _end_with_parent
+from m3agiqa.errors import UserError
 from tests.processes import descendants
 
 pytestmark = [
@@ -67,3 +69,14 @@ def test_an_engines_process_is_not_taken_apart_unless_it_failed(tmp_path, capfd,
     assert process.exitcode == int(fails)
     assert taken_apart.exists() == fails
     assert ("ValueError: a reason" in capfd.readouterr().err) == fails
+
+
+def test_a_build_for_gpus_says_that_there_is_none(monkeypatch):
+    import vllm.platforms
+    from vllm.platforms.interface import UnspecifiedPlatform
+
+    from m3agiqa.engine.vllm_start import start
+
+    monkeypatch.setattr(vllm.platforms, "_current_platform", UnspecifiedPlatform())
+    with pytest.raises(UserError, match=r"is for GPUs, and it finds none; ray\.num_gpus=1 takes a node"):
+        start(load_config(None, []), Path("model"), 100, {}, capture=False)
