@@ -77,8 +77,9 @@ def talks(corpus: list[tuple[Image.Image, str]]) -> list[Talk]:
 
 
 def vllm_environment() -> None:
-    """As our engine sets it; before vLLM is imported."""
-    os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR", TORCH_COMPILE_DISABLE="1")
+    """As our engine sets it, but without what our plugin changes in vLLM; before vLLM is imported."""
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_COMPILE_DISABLE": "1"}
+    os.environ.update(quiet, VLLM_CPU_KVCACHE_SPACE="1", VLLM_PLUGINS="")
 
 
 def vllm_args(job: Job) -> dict[str, Any]:

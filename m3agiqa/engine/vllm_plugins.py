@@ -18,12 +18,14 @@ import threading
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
 
 from m3agiqa.errors import UserError
 
 _MODULE = "m3agiqa.engine.vllm_models"
 _QWEN_VL = "m3agiqa.engine.vllm_qwen_vl"
-_ENGINE_PROCESSES = ("EngineCore", "VllmWorker")
+_WORKER = "VllmWorker"
+_ENGINE_PROCESSES = ("EngineCore", _WORKER)
 _WATCH = "m3agiqa-parent"
 # After a message the next is soon to come.
 _LATELY_S, _LOOK_MS = 1.0, 1
@@ -51,6 +53,7 @@ def register() -> None:
 
     _end_with_parent()
     _sleep_while_waiting()
+    _attend_on_amd()
 
     for architecture, model in MODELS.items():
         ModelRegistry.register_model(architecture, model)
@@ -100,9 +103,25 @@ def _sleep_while_waiting() -> None:
     setattr(SpinCondition, "wait", sleep)  # noqa: B010 (mypy allows no assignment)
 
 
-def _in_engine() -> bool:
+@functools.cache
+def _attend_on_amd() -> None:
+    """On AMD's CPUs with AVX-512, gives image encoders an attention that is twice as fast as torch's there."""
+    from vllm.platforms import current_platform
+
+    # AMD's own extension of torch (zentorch), where it is installed, has one that vLLM knows.
+    if not _in_engine(_WORKER) or not current_platform.is_cpu() or current_platform.is_zen_cpu():
+        return
+    with contextlib.suppress(OSError):
+        about = Path("/proc/cpuinfo").read_text()
+        if "AuthenticAMD" in about and "avx512f" in about:
+            from m3agiqa.engine.vllm_cpu_vision import register
+
+            register()
+
+
+def _in_engine(names: str | tuple[str, ...] = _ENGINE_PROCESSES) -> bool:
     """Whether this is one of the engine's processes."""
-    return multiprocessing.current_process().name.startswith(_ENGINE_PROCESSES)
+    return multiprocessing.current_process().name.startswith(names)
 
 
 def _leave() -> None:
