@@ -45,6 +45,7 @@ def main() -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=["tiny", "wide"], default="tiny")
+    parser.add_argument("--image-tokens", type=int, default=576, help="of the wide model; a square number")
     parser.add_argument("--images", type=int, default=256, help="images of one repetition")
     # System a takes one image after the other, and b and c are slow: their rates change little with the number.
     parser.add_argument("--reference-images", type=int, default=16, help="images of one repetition of system a")
@@ -64,7 +65,7 @@ def main() -> None:
 def compare(args: argparse.Namespace, folder: Path) -> None:
     """Measures the systems in turn, and prints a line for each measurement and one for the medians' ratios."""
     tiny = args.model == "tiny"
-    model = "tiny" if tiny else str(write_wide_model(folder / "model"))
+    model = "tiny" if tiny else str(write_wide_model(folder / "model", args.image_tokens))
     dtype, tokens = ("float32", 64) if tiny else ("bfloat16", 48)
     systems = args.systems.split(",")
     rates: dict[str, list[float]] = {system: [] for system in systems}
