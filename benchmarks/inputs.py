@@ -30,9 +30,11 @@ def write_wide_model(folder: Path, image_tokens: int = 576) -> Path:
     """A random model in which, as in use, the model's work outweighs everything else; `image_tokens` is a square."""
     from m3agiqa.tiny.architecture import Size, write_random_model
 
+    side = math.isqrt(image_tokens)
+    assert side * side == image_tokens, f"{image_tokens} image tokens are no square"
     size = Size(
-        image_size=16 * math.isqrt(image_tokens), patch_size=8, scale_factor=2, vision_width=384, vision_layers=2, vision_mlp=768, vision_heads=6,
-        text_width=768, text_layers=6, text_mlp=2048, text_head_dim=64,
+        image_size=16 * side, patch_size=8, scale_factor=2, vision_width=384, vision_layers=2, vision_mlp=768,
+        vision_heads=6, text_width=768, text_layers=6, text_mlp=2048, text_head_dim=64,
     )  # fmt: skip
     return write_random_model(folder, size)
 
